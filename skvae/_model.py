@@ -1,0 +1,126 @@
+"""The parts bundled: p(x, z | u) and q(z | x, u) for R replicas."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skvae._gaussian import LOG_TWO_PI, DiagonalGaussian, bounded_log_scale
+
+
+class Frame(nn.Module):
+    """Origin and unit in which the two networks see the data.
+
+    The encoder reads ``(features(x) - centre) / scale`` and the likelihood gets
+    ``offset + unit * decoder(z)``, so that networks work near the origin whatever
+    the units of X; one scale for all features keeps their proportions. The map is
+    affine and invertible: the likelihood stays that of X itself.
+    """
+
+    def __init__(self, n_features: int, n_outputs: int):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("offset", torch.zeros(n_outputs))
+        self.register_buffer("unit", torch.ones(()))
+
+    @torch.no_grad()
+    def set_from(self, likelihood, x: Tensor, weight: Tensor, rows: int = 4096):
+        """Measure weighted means and the root mean variance, a chunk at a time."""
+        total = weight.double().sum()
+        sums = [0.0, 0.0, 0.0]
+        for chunk, w in zip(x.split(rows), weight.split(rows), strict=True):
+            w = w.double().unsqueeze(-1)
+            chunk = chunk.double()
+            features = likelihood.features(chunk)
+            parts = (chunk, features, features.square())
+            sums = [s + (w * part).sum(0) for s, part in zip(sums, parts, strict=True)]
+        mean, centre, square = (s / total for s in sums)
+        variance = (square - centre.square()).clamp_min(0.0).mean()
+        self.centre.copy_(centre)
+        self.scale.copy_(variance.sqrt() if variance > 0 else torch.ones(()))
+        self.offset.copy_(likelihood.start(mean))
+        if likelihood.scales_with_data:
+            self.unit.copy_(self.scale)
+            likelihood.set_unit(self.scale)
+
+
+class Parts(NamedTuple):
+    """The built modules of a model."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    prior: nn.Module
+    likelihood: nn.Module
+    posterior: object
+
+
+class LatentVariableModel(nn.Module):
+    """R independent models of equal shape; contains no loss.
+
+    Shapes: x ``(R or 1, B, p)``, u ``(R or 1, B, m)`` or None, z ``(R, B, d)``.
+    """
+
+    def __init__(self, parts: Parts, frame: Frame, n_latents: int, n_replicas: int):
+        super().__init__()
+        self.encoder, self.decoder = parts.encoder, parts.decoder
+        self.prior, self.likelihood = parts.prior, parts.likelihood
+        self.posterior_family = parts.posterior
+        self.frame = frame
+        self.n_latents, self.n_replicas = n_latents, n_replicas
+
+    def posterior(self, x: Tensor, u: Tensor | None = None) -> DiagonalGaussian:
+        """q(z|x), or q(z|x,u), shape ``(R, B, d)``."""
+        features = (self.likelihood.features(x) - self.frame.centre) / self.frame.scale
+        loc, raw = self.encoder(self.posterior_family.inputs(features, u)).chunk(2, -1)
+        encoded = DiagonalGaussian(loc, bounded_log_scale(raw))
+        return self.posterior_family.combine(encoded, self.prior, u)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The likelihood's parameters, shape ``(R, B, n_outputs)``."""
+        return torch.addcmul(self.frame.offset, self.frame.unit, self.decoder(z))
+
+    def log_joint(self, x: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:
+        """log p(x|z) + log p(z|u) in nats, shape ``(R, B)``."""
+        log_likelihood = self.likelihood.log_prob(x, self.decode(z))
+        return log_likelihood + self.prior.log_prob(z, u)
+
+    @torch.no_grad()
+    def importance_log_weights(self, x: Tensor, u: Tensor | None, noise: Tensor):
+        """log p(x,z|u)/q(z|x,u) for noise ``(S, d)`` shared by rows: ``(R, S, B)``."""
+        q = self.posterior(x, u)
+        n_replicas, n_rows, n_latents = q.loc.shape
+        n_draws = noise.shape[0]
+        z = q.loc.unsqueeze(1) + q.scale.unsqueeze(1) * noise[:, None, :]
+        # log q(z|x) needs the noise alone.
+        log_q = -0.5 * (noise.square().sum(-1)[:, None]) - (
+            q.log_scale.sum(-1).unsqueeze(1)
+            + 0.5 * n_latents * LOG_TWO_PI
+        )
+
+        def repeat(a):
+            if a is None:
+                return None
+            shape = (a.shape[0], n_draws, n_rows, a.shape[-1])
+            return a.unsqueeze(1).expand(shape).reshape(a.shape[0], -1, a.shape[-1])
+
+        flat = z.reshape(n_replicas, n_draws * n_rows, n_latents)
+        joint = self.log_joint(repeat(x), flat, repeat(u))
+        return joint.reshape(n_replicas, n_draws, n_rows) - log_q
+
+    def select(self, replica: int) -> LatentVariableModel:
+        """A compact copy with one replica alone."""
+        chosen = copy.deepcopy(self)
+        for module in chosen.modules():
+            for name, value in module._parameters.items():
+                if value is not None:
+                    piece = value.detach()[replica : replica + 1].clone()
+                    module._parameters[name] = nn.Parameter(piece)
+            for name, value in module._buffers.items():
+                if value.dim() == 3 and value.shape[0] == self.n_replicas:
+                    module._buffers[name] = value[replica : replica + 1].clone()
+        chosen.n_replicas = 1
+        return chosen

@@ -1,0 +1,41 @@
+"""Specifications: the parts of a model as objects scikit-learn can clone and search."""
+
+from __future__ import annotations
+
+from sklearn.base import BaseEstimator, clone
+
+
+class Specification(BaseEstimator):
+    """Base of every part a user may pass to an estimator.
+
+    It has parameters and a ``build`` method, and no ``fit``. `clone`, `repr` and
+    nested grids (``decoder__depth``) come from scikit-learn.
+    """
+
+    _doc_link_module = "skvae"
+
+
+def resolve(part, table, **defaults):
+    """Turn a constructor argument into a specification of its own.
+
+    Parameters
+    ----------
+    part : str or object with a ``build`` method
+        A name of `table`, or a specification, which is cloned.
+    table : dict of str to type
+        The family's names.
+    **defaults
+        Parameters given to the class when `part` is a name; those that the class
+        does not have are left out.
+
+    Returns
+    -------
+    specification : object with a ``build`` method
+    """
+    if not isinstance(part, str):
+        return clone(part)
+    specification = table[part]()
+    known = specification.get_params(deep=False)
+    return specification.set_params(
+        **{name: value for name, value in defaults.items() if name in known}
+    )

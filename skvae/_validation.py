@@ -1,0 +1,163 @@
+"""The seam to scikit-learn's validation, and the checks it does not have."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+__all__ = [
+    "HasMethods",
+    "Interval",
+    "RealNotInt",
+    "StrOptions",
+    "check_X",
+    "check_constant_columns",
+    "check_domain",
+    "check_is_fitted",
+    "check_random_state",
+    "check_sample_weight",
+]
+
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+def check_X(estimator, X, *, reset):
+    """Validated X, C-contiguous; floats and uint8 keep their dtype.
+
+    Raises ValueError for NaN, infinities, wrong shapes and, when fitting, for fewer
+    than two rows.
+    """
+    return validate_data(
+        estimator,
+        X,
+        reset=reset,
+        dtype=(np.float64, np.float32, np.uint8),
+        order="C",
+        ensure_min_samples=2 if reset else 1,
+    )
+
+
+def column_name(estimator, column):
+    """How messages refer to a column: its number and, where known, its name."""
+    names = getattr(estimator, "feature_names_in_", None)
+    return f"column {column}" + ("" if names is None else f" ({names[column]!r})")
+
+
+def _first(mask):
+    row, column = np.argwhere(mask)[0]
+    return int(row), int(column)
+
+
+def check_domain(estimator, X, domain, likelihood):
+    """Raise ValueError naming value, row, column and remedy for X outside `domain`."""
+    outside, message = DOMAINS[domain](X)
+    if outside is None:
+        return
+    row, column = _first(outside)
+    raise ValueError(
+        message.format(
+            value=X[row, column],
+            where=f"{column_name(estimator, column)}, row {row}",
+            likelihood=likelihood,
+            name=type(estimator).__name__,
+        )
+    )
+
+
+def _real(X):
+    if X.dtype == np.uint8 or max(X.max(), -X.min()) < LARGEST_FLOAT32:
+        return None, ""
+    return np.abs(X) >= LARGEST_FLOAT32, (
+        "X passed to {name} holds {value} in {where}, too large for the single "
+        "precision that networks are trained in. Scale X, for example with "
+        "StandardScaler."
+    )
+
+
+def _unit_interval(X):
+    low, high = X.min(), X.max()
+    if low < 0:
+        return X < 0, (
+            "Negative values in data passed to {name}: likelihood={likelihood} needs "
+            "values in [0, 1], and {where} is {value}. Scale X with "
+            "MinMaxScaler(clip=True), or use likelihood='gaussian'."
+        )
+    # Scalers overshoot 1 by rounding.
+    if high > 1 + 1e-6:
+        return X > 1 + 1e-6, (
+            "X passed to {name} holds {value} in {where}, but "
+            "likelihood={likelihood} needs values in [0, 1]. Scale X with "
+            "MinMaxScaler(clip=True) (grey levels: divide by 255), or use "
+            "likelihood='gaussian'."
+        )
+    return None, ""
+
+
+def _count(X):
+    if X.min() < 0:
+        return X < 0, (
+            "Negative values in data passed to {name}: likelihood={likelihood} needs "
+            "counts 0, 1, 2, ..., and {where} is {value}. Use likelihood='gaussian' "
+            "for real features."
+        )
+    fractional = X != np.floor(X)
+    if fractional.any():
+        return fractional, (
+            "X passed to {name} holds {value} in {where}, but "
+            "likelihood={likelihood} needs counts 0, 1, 2, .... Pass the raw counts "
+            "without scaling, or use likelihood='gaussian'."
+        )
+    return None, ""
+
+
+DOMAINS = {"real": _real, "unit interval": _unit_interval, "count": _count}
+
+
+def constant_columns(X):
+    """Numbers of the columns of X that hold one value only."""
+    return np.flatnonzero((X == X[0]).all(axis=0))
+
+
+def check_constant_columns(estimator, X):
+    """Message on columns without variance, or None; ValueError if all are constant."""
+    columns = constant_columns(X)
+    if len(columns) == 0:
+        return None
+    if len(columns) == X.shape[1]:
+        raise ValueError(
+            f"Every column of X passed to {type(estimator).__name__} is constant, so "
+            "there is nothing to learn. Check how X was made."
+        )
+    shown = ", ".join(column_name(estimator, c) for c in columns[:5])
+    more = f" and {len(columns) - 5} more" if len(columns) > 5 else ""
+    return (
+        f"Constant features in X: {shown}{more}. They tell nothing about the latents "
+        "and draw the learned noise towards zero. Remove them, for example with "
+        "VarianceThreshold()."
+    )
+
+
+def check_sample_weight(sample_weight, X):
+    """Weights as float64 of shape (n_samples,); ones when None.
+
+    Raises ValueError for wrong shapes, negative or non-finite weights, and when all
+    of them are zero.
+    """
+    if sample_weight is None:
+        return np.ones(X.shape[0])
+    sample_weight = check_array(
+        sample_weight,
+        ensure_2d=False,
+        dtype=np.float64,
+        input_name="sample_weight",
+    )
+    if sample_weight.ndim != 1:
+        raise ValueError("Sample weights must be 1D array or scalar")
+    check_consistent_length(X, sample_weight)
+    if (sample_weight < 0).any():
+        raise ValueError("sample_weight holds negative weights; weights must be >= 0.")
+    if not sample_weight.any():
+        raise ValueError("Every sample weight is zero; no row is left to learn from.")
+    return sample_weight

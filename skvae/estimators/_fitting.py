@@ -1,0 +1,211 @@
+"""From arrays to a trained model and back: the steps of `fit` that need tensors."""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from skvae._model import Frame, LatentVariableModel, Parts
+from skvae._random import Seeds, Streams, generator, standard_normal, weight_generators
+from skvae._training import Data, chunks
+from skvae.metrics import match_components
+
+# Rows on which components are ranked and replicas compared.
+SUMMARY_ROWS = 10_000
+MIXTURE_ROWS = 200
+
+
+class Specifications(NamedTuple):
+    """The parts an estimator is made of."""
+
+    encoder: object
+    decoder: object
+    prior: object
+    likelihood: object
+    posterior: object
+    inference: object
+    objective: object
+
+
+class Auxiliary(NamedTuple):
+    """Shape of the auxiliary variable: its columns, and whether it is one-hot."""
+
+    n_columns: int = 0
+    discrete: bool = True
+
+
+@contextmanager
+def unchanged_on_error(estimator):
+    """Give the estimator its attributes back if the block raises."""
+    before = dict(estimator.__dict__)
+    try:
+        yield
+    except BaseException:
+        # What scikit-learn's callback teardown still needs stays.
+        kept = {k: v for k, v in estimator.__dict__.items() if "callback" in k}
+        estimator.__dict__.clear()
+        estimator.__dict__.update({**before, **kept})
+        raise
+
+
+def resolve_device(device):
+    """The torch device for a constructor's `device`; ValueError if it is missing."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={str(device)!r} was asked for, but torch sees no CUDA device. "
+            "Use device='auto' or device='cpu'."
+        )
+    return device
+
+
+def to_data(X, U, weight, device):
+    """Contiguous tensors on the device: floats in single precision, uint8 as is."""
+    dtype = torch.uint8 if X.dtype == np.uint8 else torch.float32
+    x = torch.tensor(X, dtype=dtype, device=device)
+    u = None if U is None else torch.tensor(U, dtype=torch.float32, device=device)
+    return Data(x, u, torch.tensor(weight, dtype=torch.float32, device=device))
+
+
+def build_model(specifications, n_latents, n_features, auxiliary, seeds):
+    """An untrained model with one replica per seed."""
+    generators = weight_generators(seeds)
+    n_replicas = len(seeds)
+    likelihood = specifications.likelihood.build(n_features, n_replicas)
+    posterior = specifications.posterior.build()
+    n_outputs = likelihood.n_outputs(n_features)
+    n_inputs = posterior.n_inputs(n_features, auxiliary.n_columns)
+    parts = Parts(
+        encoder=specifications.encoder.build(n_inputs, 2 * n_latents, generators),
+        decoder=specifications.decoder.build(n_latents, n_outputs, generators),
+        prior=specifications.prior.build(
+            n_latents, auxiliary.n_columns, auxiliary.discrete, generators
+        ),
+        likelihood=likelihood,
+        posterior=posterior,
+    )
+    frame = Frame(n_features, n_outputs)
+    return LatentVariableModel(parts, frame, n_latents, n_replicas)
+
+
+def prepare(model, data, auxiliary):
+    """Set what an untrained model takes from the data rather than from training."""
+    model.frame.set_from(model.likelihood, data.x, data.weight)
+    if not model.prior.needs_u:
+        return
+    if auxiliary.discrete:
+        counts = data.weight @ data.u
+        seen = counts > 0
+        grid = torch.eye(auxiliary.n_columns, device=data.x.device)[seen]
+        log_weights = torch.log(counts[seen] / counts.sum())
+    else:
+        rows = spread(data.x.shape[0], MIXTURE_ROWS)
+        grid = data.u[rows]
+        log_weights = torch.full((len(rows),), -math.log(len(rows)))
+    model.prior.set_mixture(grid, log_weights.to(grid))
+
+
+def spread(n, limit):
+    """Up to `limit` evenly spaced row numbers of n."""
+    return np.unique(np.linspace(0, n - 1, min(n, limit)).astype(int))
+
+
+def subset(data, limit=SUMMARY_ROWS):
+    """Evenly spaced rows of the data."""
+    rows = torch.as_tensor(spread(data.x.shape[0], limit), device=data.x.device)
+    u = None if data.u is None else data.u[rows]
+    return Data(data.x[rows], u, data.weight[rows])
+
+
+def split(data, fraction, seed):
+    """Random training and validation parts."""
+    n = data.x.shape[0]
+    n_validation = min(max(1, round(fraction * n)), n - 1)
+    rows = torch.randperm(n, generator=generator(seed)).to(data.x.device)
+
+    def take(rows):
+        u = None if data.u is None else data.u[rows]
+        return Data(data.x[rows], u, data.weight[rows])
+
+    return take(rows[n_validation:]), take(rows[:n_validation])
+
+
+@torch.no_grad()
+def summarise(model, inference, data, seeds):
+    """Posterior means ``(R, n, d)`` and weighted mean KL per component ``(R, d)``."""
+    noise_streams = [generator(seed.noise, data.x.device) for seed in seeds]
+    means, total = [], 0.0
+    for x, u, weight in chunks(data):
+        q = inference.posterior(model, x, u)
+        noise = standard_normal(noise_streams, x.shape[1], model.n_latents)
+        kl = model.prior.kl_per_dimension(q, q.sample(noise), u)
+        total = total + (kl * weight.unsqueeze(-1)).sum(1)
+        means.append(q.loc.cpu())
+    total = total / data.weight.sum()
+    return torch.cat(means, dim=1).numpy(), total.cpu().numpy().astype(np.float64)
+
+
+def restart_consistency(means, best, order):
+    """Mean matched correlation of each component with the other restarts' ones."""
+    reference = means[best][:, order]
+    others = [m for replica, m in enumerate(means) if replica != best]
+    return np.mean([match_components(reference, m)[1] for m in others], axis=0)
+
+
+def history_columns(history, replica):
+    """The history of one replica as a dict of equally long lists."""
+    rows = history.epochs
+    columns = {
+        "epoch": list(range(1, len(rows) + 1)),
+        "loss": [row.loss[replica] for row in rows],
+        "log_likelihood": [row.log_likelihood[replica] for row in rows],
+        "kl": [row.kl[replica] for row in rows],
+        "bound": [row.log_likelihood[replica] - row.kl[replica] for row in rows],
+        "kl_weight": [row.kl_weight for row in rows],
+        "gradient_norm": [row.gradient_norm[replica] for row in rows],
+        "learning_rate": [row.learning_rate[replica] for row in rows],
+        "seconds": [row.seconds for row in rows],
+    }
+    if rows and rows[0].validation_bound is not None:
+        columns["validation_bound"] = [row.validation_bound[replica] for row in rows]
+    return columns
+
+
+def stream_state(streams):
+    """Positions of the random streams, for a later :func:`resume_streams`."""
+    return [[g.get_state() for g in family] for family in streams]
+
+
+def resume_streams(state, device):
+    """Streams that continue where :func:`stream_state` was taken."""
+    shuffle, noise = state
+    resumed = Streams([], [])
+    for family, saved, place in (
+        (resumed.shuffle, shuffle, "cpu"),
+        (resumed.noise, noise, device),
+    ):
+        for position in saved:
+            family.append(torch.Generator(device=place))
+            family[-1].set_state(position)
+    return resumed
+
+
+def draw_seeds(rng, n_replicas):
+    """Score seed and one :class:`Seeds` per replica; the first do not depend on R."""
+    score_seed = int(rng.randint(2**31 - 1))
+    table = rng.randint(2**31 - 1, size=(n_replicas, 3))
+    return score_seed, [Seeds(*map(int, row)) for row in table]
+
+
+def lifted(model, dtype, device):
+    """The model for inference: itself where it rests, else a copy."""
+    if dtype == torch.float32 and device.type == "cpu":
+        return model
+    return copy.deepcopy(model).to(device=device, dtype=dtype)

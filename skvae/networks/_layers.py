@@ -1,0 +1,92 @@
+"""Affine maps and activations with a leading axis of R independent replicas.
+
+Activations have shape ``(R, B, n)`` and weights ``(R, n_in, n_out)``: no parameter
+is shared between replicas, so the gradient of the summed losses trains all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+
+def xtanh(t: Tensor) -> Tensor:
+    """``tanh(t) + 0.1 t``, the activation of the iVAE experiments."""
+    return torch.tanh(t) + 0.1 * t
+
+
+def leaky_relu(t: Tensor) -> Tensor:
+    """Leaky ReLU with slope 0.1."""
+    return nn.functional.leaky_relu(t, 0.1)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "leaky_relu": leaky_relu,
+    "tanh": torch.tanh,
+    "xtanh": xtanh,
+    "silu": nn.functional.silu,
+    "softplus": nn.functional.softplus,
+    "identity": torch.clone,
+}
+
+PIECEWISE_AFFINE = frozenset({"relu", "leaky_relu", "identity"})
+
+_GAIN = {"relu": math.sqrt(2.0), "leaky_relu": math.sqrt(2.0), "silu": math.sqrt(2.0)}
+
+
+def gain(activation: str) -> float:
+    """Factor of the initial weights that keeps the activations' variance."""
+    return _GAIN.get(activation, 1.0)
+
+
+def normal_weights(
+    generators: Sequence[Generator], *shape: int, std: float
+) -> nn.Parameter:
+    """A parameter of shape ``(R, *shape)``, each replica from its own stream."""
+    draws = [torch.randn(*shape, generator=g) for g in generators]
+    return nn.Parameter(torch.stack(draws).mul_(std))
+
+
+def zeros(generators: Sequence[Generator], *shape: int) -> nn.Parameter:
+    """A parameter of zeros of shape ``(R, *shape)``."""
+    return nn.Parameter(torch.zeros(len(generators), *shape))
+
+
+def matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight`` per replica; one replica takes the plain matrix product."""
+    if weight.shape[0] == 1:
+        return torch.mm(x.squeeze(0), weight.squeeze(0)).unsqueeze(0)
+    return torch.bmm(x.expand(weight.shape[0], -1, -1), weight)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x @ weight + bias`` per replica, with bias of shape ``(R, 1, n_out)``."""
+    if weight.shape[0] == 1:
+        return torch.addmm(
+            bias.reshape(-1), x.squeeze(0), weight.squeeze(0)
+        ).unsqueeze(0)
+    return torch.baddbmm(bias, x.expand(weight.shape[0], -1, -1), weight)
+
+
+class Linear(nn.Module):
+    """R independent affine maps, weights stored as ``(R, n_in, n_out)``."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        generators: Sequence[Generator],
+        *,
+        gain: float = 1.0,
+    ):
+        super().__init__()
+        std = gain / math.sqrt(max(n_in, 1))
+        self.weight = normal_weights(generators, n_in, n_out, std=std)
+        self.bias = zeros(generators, 1, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return affine(x, self.weight, self.bias)

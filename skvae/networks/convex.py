@@ -1,0 +1,203 @@
+"""Brenier maps: gradients of strongly convex networks, in closed form.
+
+A potential with first layer t_0 = A_0^T x + b_0 and further layers
+t_l = W_l^T phi(t_{l-1}) + A_l^T x + b_l, all W_l >= 0 and phi convex and
+non-decreasing, is convex in x. With output F(x) = w . phi(t_L) + c . x + mu/2 |x|^2,
+w >= 0, its gradient is
+
+    g(x) = sum_l A_l delta_l + c + mu x,
+    delta_L = w phi'(t_L),   delta_{l-1} = (W_l delta_l) phi'(t_{l-1}),
+
+which is written below as forward operations: no double backward, and all
+back-projections are one matrix product. g is strongly monotone with constant mu, so
+|g(x) - g(x')| >= mu |x - x'|.
+
+Sources: Wang, Blei, Cunningham 2021 (arXiv:2301.00537) for the composition of two
+such maps; Kinoshita et al. 2023 (arXiv:2304.12770) for mu.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import softplus
+
+from skvae._spec import Specification
+from skvae.networks._layers import affine, matmul, normal_weights, zeros
+
+
+def _half_square_softplus(t: Tensor) -> Tensor:
+    return 0.5 * softplus(t).square()
+
+
+def _half_square_softplus_slope(t: Tensor) -> Tensor:
+    return softplus(t) * torch.sigmoid(t)
+
+
+def _half_square_relu(t: Tensor) -> Tensor:
+    return 0.5 * torch.relu(t).square()
+
+
+# Convex, non-decreasing functions and their slopes: the first layer's slope grows
+# linearly, so that the map is unbounded; the slopes of later layers are bounded.
+CONVEX = {
+    "softplus": (
+        (_half_square_softplus, _half_square_softplus_slope),
+        (softplus, torch.sigmoid),
+    ),
+    "relu": ((_half_square_relu, torch.relu), (softplus, torch.sigmoid)),
+}
+
+
+def inverse_softplus(value: float) -> float:
+    """The argument at which softplus equals `value` > 0."""
+    return math.log(math.expm1(value))
+
+
+class StrongConvexity(nn.Module):
+    """A learned modulus ``mu >= floor > 0`` per replica, started at `start`."""
+
+    def __init__(self, n_replicas: int, floor: float, start: float):
+        super().__init__()
+        self.floor = floor
+        excess = max(start - floor, 1e-3)
+        self.excess = nn.Parameter(
+            torch.full((n_replicas, 1, 1), inverse_softplus(excess))
+        )
+
+    def forward(self) -> Tensor:
+        return self.floor + softplus(self.excess)
+
+
+class ConvexGradient(nn.Module):
+    """R gradients of strongly convex networks on R^n.
+
+    Only the first `n_live` inputs are given, the others being zero, so only those
+    columns are multiplied on the way in: ``(R, B, n_live) -> (R, B, n)``.
+    """
+
+    def __init__(self, n, n_live, generators, width, depth, activation, floor, start):
+        super().__init__()
+        n_replicas = len(generators)
+        self.n_live, self.width, self.activation = n_live, width, activation
+        self.strength = StrongConvexity(n_replicas, floor, start)
+        self.directions = normal_weights(
+            generators, n, depth * width, std=1.0 / math.sqrt(n_live)
+        )
+        self.thresholds = normal_weights(generators, 1, depth * width, std=0.5)
+        self.constant = zeros(generators, 1, n)
+        mixing = inverse_softplus(1.0)
+        self.mixing = nn.ParameterList(
+            nn.Parameter(torch.full((n_replicas, width, width), mixing))
+            for _ in range(depth - 1)
+        )
+        self.path = nn.Parameter(torch.full((n_replicas, 1, width), mixing))
+        # Chosen so that the curvature adds about one to the slope at the start.
+        self.path_scale = n_live / width
+
+    def forward(self, x: Tensor) -> Tensor:
+        live = self.directions[:, : self.n_live]
+        parts = affine(x, live, self.thresholds).split(self.width, dim=-1)
+        weights = [softplus(mixing) / self.width for mixing in self.mixing]
+        phi = CONVEX[self.activation]
+        levels = [parts[0]]
+        for number, (part, weight) in enumerate(zip(parts[1:], weights, strict=True)):
+            value = phi[min(number, 1)][0]
+            levels.append(part + matmul(value(levels[-1]), weight))
+
+        def slope(number):
+            return phi[min(number, 1)][1](levels[number])
+
+        delta = self.path_scale * softplus(self.path) * slope(len(weights))
+        deltas = [delta]
+        for number in reversed(range(len(weights))):
+            delta = matmul(delta, weights[number].transpose(1, 2)) * slope(number)
+            deltas.insert(0, delta)
+        stacked = deltas[0] if len(deltas) == 1 else torch.cat(deltas, dim=-1)
+        gradient = affine(stacked, self.directions.transpose(1, 2), self.constant)
+        pull = self.strength() * x
+        if self.n_live == gradient.shape[-1]:
+            return gradient + pull
+        gradient[..., : self.n_live] += pull
+        return gradient
+
+
+def require_injective_sizes(name: str, n_in: int, n_out: int) -> None:
+    """Raise ValueError where no map from R^n_in to R^n_out can be injective."""
+    if n_in > n_out:
+        raise ValueError(
+            f"{name} needs n_components <= n_features, because no continuous map "
+            f"to fewer dimensions is injective. Got n_components={n_in} and "
+            f"n_features={n_out}; lower n_components."
+        )
+
+
+class Brenier(Specification):
+    """The published LIDVAE decoder: Brenier map, zero padding, Brenier map.
+
+    Injective, with ``|f(z) - f(z')| >= mu_1 mu_2 |z - z'|``.
+
+    Parameters
+    ----------
+    width : int, default=256
+        Units of each hidden layer of both convex networks.
+    depth : int, default=1
+        Hidden layers of each convex network.
+    activation : {"softplus", "relu"}, default="softplus"
+        Its running integral is the first layer's convex function. "relu" gives a
+        piecewise affine map when ``depth=1``.
+    inverse_lipschitz : float, default=0.1
+        Lower bound enforced on ``mu_1 mu_2``, whatever the weights.
+
+    References
+    ----------
+    Wang, Blei, Cunningham, "Posterior Collapse and Latent Variable
+    Non-identifiability", NeurIPS 2021, arXiv:2301.00537, section 3.
+
+    Kinoshita et al., "Controlling Posterior Collapse by an Inverse Lipschitz
+    Constraint on the Decoder Network", ICML 2023, arXiv:2304.12770.
+    """
+
+    def __init__(
+        self, width=256, depth=1, activation="softplus", inverse_lipschitz=0.1
+    ):
+        self.width = width
+        self.depth = depth
+        self.activation = activation
+        self.inverse_lipschitz = inverse_lipschitz
+
+    def build(self, n_in: int, n_out: int, generators: Sequence[Generator]):
+        """Make the module for R replicas; ValueError if ``n_in > n_out``."""
+        require_injective_sizes("Brenier", n_in, n_out)
+        return BrenierNetwork(
+            n_in,
+            n_out,
+            generators,
+            self.width,
+            max(self.depth, 1),
+            self.activation,
+            self.inverse_lipschitz,
+        )
+
+
+class BrenierNetwork(nn.Module):
+    """``grad F_2(pad(grad F_1(z)))``, ``(R, B, n_in) -> (R, B, n_out)``."""
+
+    def __init__(
+        self, n_in, n_out, generators, width, depth, activation, inverse_lipschitz
+    ):
+        super().__init__()
+        sizes = width, depth, activation, math.sqrt(inverse_lipschitz), 1.0
+        self.first = ConvexGradient(n_in, n_in, generators, *sizes)
+        self.second = ConvexGradient(n_out, n_in, generators, *sizes)
+        self.piecewise_affine = activation == "relu" and depth == 1
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.second(self.first(z))
+
+    def inverse_lipschitz(self) -> Tensor:
+        """Lower bound on the slope between any two codes, shape ``(R,)``."""
+        return (self.first.strength() * self.second.strength()).flatten()

@@ -1,0 +1,290 @@
+"""Priors p(z) and p(z | u).
+
+Each is a specification and, built, a module for R replicas. Codes z and draws carry
+shapes ``(R, B, d)``, auxiliary variables ``(R or 1, B, m)`` (one-hot where discrete);
+every value is in nats and per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from skvae._gaussian import LOG_TWO_PI, DiagonalGaussian, bounded_log_scale
+from skvae._spec import Specification
+from skvae.networks._layers import ACTIVATIONS, Linear, matmul, normal_weights, zeros
+
+
+class StandardNormal(Specification):
+    """The prior N(0, I)."""
+
+    needs_u = False
+
+    def build(self, n_latents, n_auxiliary, discrete, generators):
+        """Make the module."""
+        return StandardNormalPrior(n_latents)
+
+
+class StandardNormalPrior(nn.Module):
+    """p(z) = N(0, I)."""
+
+    needs_u = False
+    factorial = True
+
+    def __init__(self, n_latents: int):
+        super().__init__()
+        self.n_latents = n_latents
+
+    def kl_per_dimension(self, q: DiagonalGaussian, z: Tensor, u=None) -> Tensor:
+        return q.kl_from_standard()
+
+    def kl(self, q: DiagonalGaussian, z: Tensor, u=None) -> Tensor:
+        return self.kl_per_dimension(q, z, u).sum(-1)
+
+    def log_prob(self, z: Tensor, u=None) -> Tensor:
+        return DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z)).log_prob(z)
+
+    def sample(self, n: int, u, generator: Generator) -> Tensor:
+        return torch.randn(1, n, self.n_latents, generator=generator)
+
+
+def _mixture_log_prob(components: DiagonalGaussian, log_weights, z: Tensor) -> Tensor:
+    """log sum_c w_c N(z; component c), shape ``(R, B)``; components ``(R, C, d)``."""
+    precision = torch.exp(-2.0 * components.log_scale)
+    weighted = components.loc * precision
+    quadratic = matmul(z.square(), precision.transpose(1, 2)) - 2.0 * matmul(
+        z, weighted.transpose(1, 2)
+    )
+    constant = (
+        (components.loc * weighted).sum(-1)
+        + 2.0 * components.log_scale.sum(-1)
+        + z.shape[-1] * LOG_TWO_PI
+    )
+    log_density = -0.5 * (quadratic + constant.unsqueeze(1))
+    return torch.logsumexp(log_density + log_weights.unsqueeze(1), dim=-1)
+
+
+def _mixture_kl_per_dimension(
+    q: DiagonalGaussian, components: DiagonalGaussian, log_weights, z: Tensor
+) -> Tensor:
+    """One-draw estimate of KL(q_d || mixture marginal d), shape ``(R, B, d)``."""
+    total = []
+    for d in range(z.shape[-1]):
+        one = slice(d, d + 1)
+        marginal = DiagonalGaussian(
+            components.loc[..., one], components.log_scale[..., one]
+        )
+        own = DiagonalGaussian(q.loc[..., one], q.log_scale[..., one])
+        log_p = _mixture_log_prob(marginal, log_weights, z[..., one])
+        total.append(own.log_prob(z[..., one]) - log_p)
+    return torch.stack(total, dim=-1)
+
+
+def _moments(components: DiagonalGaussian, log_weights: Tensor) -> DiagonalGaussian:
+    """The Gaussian with a mixture's mean and variances, shape ``(R, 1, d)``."""
+    weights = torch.exp(log_weights).unsqueeze(-1)
+    mean = (weights * components.loc).sum(1, keepdim=True)
+    second = weights * (components.scale.square() + components.loc.square())
+    variance = (second.sum(1, keepdim=True) - mean.square()).clamp_min(1e-8)
+    return DiagonalGaussian(mean, 0.5 * torch.log(variance))
+
+
+class ConditionalGaussian(Specification):
+    """The iVAE prior: N(m(u), s(u)^2), coordinates independent given u.
+
+    Parameters
+    ----------
+    mean : {"learned", "zero"}, default="learned"
+        Whether the mean depends on u.
+    variance : {"learned", "unit"}, default="learned"
+        Whether the variance depends on u. A mean that depends on u alone does not
+        identify the latents beyond a linear map.
+    width : int, default=50
+        Hidden units of the network that reads a continuous u. A discrete u has one
+        mean and variance per category.
+
+    Notes
+    -----
+    An exponential family with sufficient statistics (z, z^2) when both are learned,
+    z^2 when only the variance is (Khemakhem et al. 2020, arXiv:1907.04809, eq. 7).
+    """
+
+    needs_u = True
+
+    def __init__(self, mean="learned", variance="learned", width=50):
+        self.mean = mean
+        self.variance = variance
+        self.width = width
+
+    def build(self, n_latents, n_auxiliary, discrete, generators):
+        """Make the module for R replicas; ValueError for an unknown choice."""
+        allowed = {"mean": ("learned", "zero"), "variance": ("learned", "unit")}
+        for name, choices in allowed.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"The {name!r} parameter of ConditionalGaussian must be one of "
+                    f"{choices}. Got {getattr(self, name)!r} instead."
+                )
+        width = None if discrete else self.width
+        return ConditionalGaussianPrior(
+            n_latents,
+            n_auxiliary,
+            generators,
+            width,
+            self.mean == "learned",
+            self.variance == "learned",
+        )
+
+
+class ConditionalGaussianPrior(nn.Module):
+    """p(z|u); without u, the mixture of p(z|u) over the training u.
+
+    The mixture is kept as `grid` ``(1, C, m)``, values of u, with log frequencies.
+    """
+
+    needs_u = True
+    factorial = True
+
+    def __init__(
+        self, n_latents, n_auxiliary, generators, width, learn_mean, learn_variance
+    ):
+        super().__init__()
+        self.n_latents = n_latents
+        n_in = n_auxiliary if width is None else width
+        self.hidden = None if width is None else Linear(n_auxiliary, width, generators)
+        self.learn_mean, self.learn_variance = learn_mean, learn_variance
+        self.mean = Linear(n_in, n_latents, generators, gain=0.1)
+        # Variances start apart: equal ones are a saddle where u says nothing.
+        self.log_scale = Linear(n_in, n_latents, generators, gain=1.0)
+        self.n_auxiliary = n_auxiliary
+
+    def set_mixture(self, grid: Tensor, log_weights: Tensor) -> None:
+        """Keep the training u, ``(C, m)``, for answers without u."""
+        self.register_buffer("grid", grid.unsqueeze(0))
+        self.register_buffer("grid_log_weights", log_weights.unsqueeze(0))
+
+    def given(self, u: Tensor) -> DiagonalGaussian:
+        """p(z|u), of shape ``(R, B, d)``."""
+        h = u if self.hidden is None else ACTIVATIONS["tanh"](self.hidden(u))
+        zero = torch.zeros((), dtype=u.dtype, device=u.device)
+        shape = (self.mean.weight.shape[0], u.shape[1], self.n_latents)
+        mean = self.mean(h) if self.learn_mean else zero.expand(shape)
+        log_scale = (
+            bounded_log_scale(self.log_scale(h))
+            if self.learn_variance
+            else zero.expand(shape)
+        )
+        return DiagonalGaussian(mean, log_scale)
+
+    def marginal(self) -> DiagonalGaussian:
+        """The Gaussian with the mean and variances of p(z) over the training u."""
+        return _moments(self.given(self.grid), self.grid_log_weights)
+
+    def kl_per_dimension(self, q: DiagonalGaussian, z: Tensor, u=None) -> Tensor:
+        if u is None:
+            return _mixture_kl_per_dimension(
+                q, self.given(self.grid), self.grid_log_weights, z
+            )
+        return q.kl_per_dimension(self.given(u))
+
+    def kl(self, q: DiagonalGaussian, z: Tensor, u=None) -> Tensor:
+        if u is None:
+            return q.log_prob(z) - self.log_prob(z)
+        return q.kl(self.given(u))
+
+    def log_prob(self, z: Tensor, u=None) -> Tensor:
+        if u is None:
+            components = self.given(self.grid)
+            return _mixture_log_prob(components, self.grid_log_weights, z)
+        return self.given(u).log_prob(z)
+
+    def sample(self, n: int, u, generator: Generator) -> Tensor:
+        if u is None:
+            chosen = torch.multinomial(
+                torch.exp(self.grid_log_weights[0]).cpu().float(),
+                n,
+                replacement=True,
+                generator=generator,
+            )
+            u = self.grid[:, chosen]
+        prior = self.given(u)
+        return prior.sample(torch.randn(prior.loc.shape, generator=generator))
+
+
+class GaussianMixture(Specification):
+    """A learned mixture of diagonal Gaussians, for when no u is at hand.
+
+    Parameters
+    ----------
+    n_mixtures : int, default=10
+        Number of mixture components.
+
+    References
+    ----------
+    Kivva et al., "Identifiability of deep generative models without auxiliary
+    information", NeurIPS 2022, arXiv:2206.10044.
+    """
+
+    needs_u = False
+
+    def __init__(self, n_mixtures=10):
+        self.n_mixtures = n_mixtures
+
+    def build(self, n_latents, n_auxiliary, discrete, generators):
+        """Make the module for R replicas."""
+        return GaussianMixturePrior(n_latents, self.n_mixtures, generators)
+
+
+class GaussianMixturePrior(nn.Module):
+    """p(z) = sum_c w_c N(z; m_c, s_c^2)."""
+
+    needs_u = False
+    factorial = False
+
+    def __init__(
+        self, n_latents: int, n_mixtures: int, generators: Sequence[Generator]
+    ):
+        super().__init__()
+        self.n_latents = n_latents
+        self.loc = normal_weights(generators, n_mixtures, n_latents, std=1.0)
+        self.raw_log_scale = zeros(generators, n_mixtures, n_latents)
+        self.logits = zeros(generators, n_mixtures)
+
+    def components(self) -> DiagonalGaussian:
+        return DiagonalGaussian(self.loc, bounded_log_scale(self.raw_log_scale))
+
+    def log_weights(self) -> Tensor:
+        return torch.log_softmax(self.logits, dim=-1)
+
+    def kl_per_dimension(self, q: DiagonalGaussian, z: Tensor, u=None) -> Tensor:
+        return _mixture_kl_per_dimension(q, self.components(), self.log_weights(), z)
+
+    def kl(self, q: DiagonalGaussian, z: Tensor, u=None) -> Tensor:
+        return q.log_prob(z) - self.log_prob(z)
+
+    def log_prob(self, z: Tensor, u=None) -> Tensor:
+        return _mixture_log_prob(self.components(), self.log_weights(), z)
+
+    def sample(self, n: int, u, generator: Generator) -> Tensor:
+        chosen = torch.multinomial(
+            torch.exp(self.log_weights()[0]).cpu().float(),
+            n,
+            replacement=True,
+            generator=generator,
+        )
+        components = self.components()
+        picked = DiagonalGaussian(
+            components.loc[:, chosen], components.log_scale[:, chosen]
+        )
+        return picked.sample(torch.randn(picked.loc.shape, generator=generator))
+
+
+PRIORS = {
+    "standard_normal": StandardNormal,
+    "conditional_gaussian": ConditionalGaussian,
+    "gaussian_mixture": GaussianMixture,
+}
+
+__all__ = ["ConditionalGaussian", "GaussianMixture", "StandardNormal"]
