@@ -84,21 +84,20 @@ class LatentVariableModel(nn.Module):
         return torch.addcmul(self.frame.offset, self.frame.unit, self.decoder(z))
 
     def log_joint(self, x: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:
-        """log p(x|z) + log p(z|u) in nats, shape ``(R, B)``."""
+        """Log p(x|z) + log p(z|u) in nats, shape ``(R, B)``."""
         log_likelihood = self.likelihood.log_prob(x, self.decode(z))
         return log_likelihood + self.prior.log_prob(z, u)
 
     @torch.no_grad()
     def importance_log_weights(self, x: Tensor, u: Tensor | None, noise: Tensor):
-        """log p(x,z|u)/q(z|x,u) for noise ``(S, d)`` shared by rows: ``(R, S, B)``."""
+        """Log p(x,z|u)/q(z|x,u) for noise ``(S, d)`` shared by rows: ``(R, S, B)``."""
         q = self.posterior(x, u)
         n_replicas, n_rows, n_latents = q.loc.shape
         n_draws = noise.shape[0]
         z = q.loc.unsqueeze(1) + q.scale.unsqueeze(1) * noise[:, None, :]
         # log q(z|x) needs the noise alone.
         log_q = -0.5 * (noise.square().sum(-1)[:, None]) - (
-            q.log_scale.sum(-1).unsqueeze(1)
-            + 0.5 * n_latents * LOG_TWO_PI
+            q.log_scale.sum(-1).unsqueeze(1) + 0.5 * n_latents * LOG_TWO_PI
         )
 
         def repeat(a):

@@ -31,6 +31,18 @@ EVALUATION_ROWS = 4096
 MAX_ROLLBACKS = 3
 
 
+# Factor on the learning rate after a fraction of training.
+SCHEDULES = {
+    "constant": lambda progress: 1.0,
+    # Flat for the first half, then half a cosine down to a hundredth.
+    "cosine": lambda progress: (
+        1.0
+        if progress < 0.5
+        else 0.505 + 0.495 * math.cos(2.0 * math.pi * (min(progress, 1.0) - 0.5))
+    ),
+}
+
+
 class Data(NamedTuple):
     """Rows to train on: x ``(n, p)``, u ``(n, m)`` or None, weight ``(n,)``."""
 

@@ -102,7 +102,7 @@ def _count(X):
             "counts 0, 1, 2, ..., and {where} is {value}. Use likelihood='gaussian' "
             "for real features."
         )
-    fractional = X != np.floor(X)
+    fractional = np.floor(X) != X
     if fractional.any():
         return fractional, (
             "X passed to {name} holds {value} in {where}, but "
@@ -117,7 +117,7 @@ DOMAINS = {"real": _real, "unit interval": _unit_interval, "count": _count}
 
 def constant_columns(X):
     """Numbers of the columns of X that hold one value only."""
-    return np.flatnonzero((X == X[0]).all(axis=0))
+    return np.flatnonzero((X[0] == X).all(axis=0))
 
 
 def check_constant_columns(estimator, X):

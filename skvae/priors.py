@@ -7,6 +7,7 @@ every value is in nats and per row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,22 @@ from torch import Generator, Tensor, nn
 from skvae._gaussian import LOG_TWO_PI, DiagonalGaussian, bounded_log_scale
 from skvae._spec import Specification
 from skvae.networks._layers import ACTIVATIONS, Linear, matmul, normal_weights, zeros
+
+# Singular values below this fraction of the largest count as zero.
+RANK_TOLERANCE = 1e-3
+
+
+def _spectrum(rows: Tensor) -> tuple[int, float]:
+    """Rank and condition number of ``(C, k)`` rows, columns centred and scaled."""
+    centred = rows.double() - rows.double().mean(0)
+    norms = torch.linalg.vector_norm(centred, dim=0)
+    scaled = centred / torch.where(norms > 0, norms, torch.ones_like(norms))
+    values = torch.linalg.svdvals(scaled)
+    if len(values) < rows.shape[1] or not values[0] > 0:
+        values = torch.cat([values, values.new_zeros(1)])
+    rank = int((values > RANK_TOLERANCE * values[0]).sum()) if values[0] > 0 else 0
+    smallest = float(values[-1])
+    return rank, float(values[0]) / smallest if smallest > 0 else float("inf")
 
 
 class StandardNormal(Specification):
@@ -46,12 +63,22 @@ class StandardNormalPrior(nn.Module):
     def log_prob(self, z: Tensor, u=None) -> Tensor:
         return DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z)).log_prob(z)
 
+    def assumptions(self) -> dict:
+        """What an identifiability theorem would need of this prior."""
+        why = "p(z) = N(0, I) looks the same after any rotation"
+        return {
+            "theorem": None,
+            "up_to": None,
+            "needs_piecewise_affine": False,
+            "assumptions": {"informative prior": (False, why)},
+        }
+
     def sample(self, n: int, u, generator: Generator) -> Tensor:
         return torch.randn(1, n, self.n_latents, generator=generator)
 
 
 def _mixture_log_prob(components: DiagonalGaussian, log_weights, z: Tensor) -> Tensor:
-    """log sum_c w_c N(z; component c), shape ``(R, B)``; components ``(R, C, d)``."""
+    """Log sum_c w_c N(z; component c), shape ``(R, B)``; components ``(R, C, d)``."""
     precision = torch.exp(-2.0 * components.log_scale)
     weighted = components.loc * precision
     quadratic = matmul(z.square(), precision.transpose(1, 2)) - 2.0 * matmul(
@@ -182,6 +209,46 @@ class ConditionalGaussianPrior(nn.Module):
         """The Gaussian with the mean and variances of p(z) over the training u."""
         return _moments(self.given(self.grid), self.grid_log_weights)
 
+    @torch.no_grad()
+    def assumptions(self) -> dict:
+        """What Theorems 1 to 3 of Khemakhem et al. 2020 need of this prior.
+
+        The L-matrix holds the natural parameters of each training u, here minus
+        their mean and with columns of unit length.
+        """
+        prior = self.given(self.grid)
+        precision = torch.exp(-2.0 * prior.log_scale[0])
+        parts = []
+        if self.learn_mean:
+            parts.append(prior.loc[0] * precision)
+        if self.learn_variance:
+            parts.append(-0.5 * precision)
+        needed = len(parts) * self.n_latents
+        rank, condition = _spectrum(torch.cat(parts, dim=1)) if parts else (0, math.inf)
+        n_values = self.grid.shape[1]
+        return {
+            "theorem": "Khemakhem et al. 2020, Theorems 1 to 3",
+            "up_to": "order, sign, scale and componentwise transformation",
+            "needs_piecewise_affine": False,
+            "l_matrix_rank": rank,
+            "l_matrix_full_rank": needed,
+            "l_matrix_condition": condition,
+            "assumptions": {
+                "enough values of u": (
+                    needed > 0 and n_values >= needed + 1,
+                    f"{n_values} distinct values, {needed + 1} needed",
+                ),
+                "L-matrix of full rank": (
+                    needed > 0 and rank == needed,
+                    f"rank {rank} of {needed}, condition number {condition:.3g}",
+                ),
+                "variance depends on u": (
+                    self.learn_variance,
+                    "a prior whose mean alone depends on u leaves a linear map free",
+                ),
+            },
+        }
+
     def kl_per_dimension(self, q: DiagonalGaussian, z: Tensor, u=None) -> Tensor:
         if u is None:
             return _mixture_kl_per_dimension(
@@ -254,6 +321,32 @@ class GaussianMixturePrior(nn.Module):
 
     def components(self) -> DiagonalGaussian:
         return DiagonalGaussian(self.loc, bounded_log_scale(self.raw_log_scale))
+
+    @torch.no_grad()
+    def assumptions(self) -> dict:
+        """What Kivva et al. 2022 need of this prior, for affine identifiability."""
+        used = torch.exp(self.log_weights()[0]) > 1.0 / (10.0 * self.loc.shape[1])
+        n_used = int(used.sum())
+        rank, condition = _spectrum(self.loc[0][used]) if n_used > 1 else (0, math.inf)
+        return {
+            "theorem": "Kivva et al. 2022, affine identifiability",
+            "up_to": "an affine map of z",
+            "needs_piecewise_affine": True,
+            "n_mixtures_used": n_used,
+            "means_rank": rank,
+            "means_condition": condition,
+            "assumptions": {
+                "two or more mixture components": (
+                    n_used >= 2,
+                    f"{n_used} of {len(used)} carry weight",
+                ),
+                "component means of full rank": (
+                    rank == self.n_latents,
+                    f"rank {rank} of {self.n_latents}: {self.n_latents + 1} or more "
+                    "components are needed for the means to span the latent space",
+                ),
+            },
+        }
 
     def log_weights(self) -> Tensor:
         return torch.log_softmax(self.logits, dim=-1)

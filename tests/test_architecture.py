@@ -14,7 +14,7 @@ import sys
 import textwrap
 import types
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -780,6 +780,7 @@ IGNORED_OUTSIDE_ESTIMATORS = {
     "EX01": "functions, methods and parts are shown in the examples of estimators",
     "SA01": "most functions have no close relative to point to",
 }
+IGNORED_FOR_RECORDS = {"PR01": "the fields of a record are documented as attributes"}
 
 
 def public_module_names():
@@ -816,8 +817,16 @@ def own_methods(estimator):
             yield name, inspect.unwrap(function)
 
 
-def docstring_complaints(path, estimator=False):
-    ignored = set(IGNORED) if estimator else {*IGNORED, *IGNORED_OUTSIDE_ESTIMATORS}
+def is_record(obj):
+    return inspect.isclass(obj) and (is_dataclass(obj) or hasattr(obj, "_fields"))
+
+
+def docstring_complaints(path, obj=None):
+    ignored = set(IGNORED)
+    if not is_estimator(obj):
+        ignored |= set(IGNORED_OUTSIDE_ESTIMATORS)
+    if is_record(obj):
+        ignored |= set(IGNORED_FOR_RECORDS)
     for code, message in validate(path)["errors"]:
         if code not in ignored:
             yield f"{path}: {code} {message}"
@@ -826,7 +835,7 @@ def docstring_complaints(path, estimator=False):
 def test_public_names_are_documented():
     complaints, seen = [], set()
     for path, obj in public_objects().items():
-        complaints += docstring_complaints(path, is_estimator(obj))
+        complaints += docstring_complaints(path, obj)
         for name, function in own_methods(obj) if is_estimator(obj) else ():
             if function not in seen:
                 seen.add(function)

@@ -65,6 +65,7 @@ def load_images(name, *, data_home, subset, dtype, scale, download=None, optiona
     missing file may be downloaded, and is None if it may not.
     """
     check_option("subset", subset, _SUBSETS)
+    dtype = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     check_option("dtype", dtype, _DTYPES)
     check_option("scale", scale, _SCALES)
     if dtype == "uint8" and scale == "unit":

@@ -163,8 +163,8 @@ def fetch_fashion_mnist(
 ):
     """Load the Fashion-MNIST articles from a local file or from OpenML.
 
-    The local file `fashion_mnist.npz` in `data_home` is read if it is there; otherwise the
-    data are downloaded once and written in that form.
+    The local file `fashion_mnist.npz` in `data_home` is read if it is there;
+    otherwise the data are downloaded once and written in that form.
 
     .. versionadded:: 0.1
 

@@ -31,12 +31,12 @@ _N_REFERENCE_MATRICES = 10_000
 _N_ATTEMPTS = 100_000
 
 _DESCRIPTION = """\
-Nonstationary sources mixed by an invertible network
-----------------------------------------------------
-{n_sources} independent {source} sources in {n_segments} segments, {n_samples} rows in
-all; in a segment each source has its own standard deviation and centre ({centers}).
-They pass through {n_layers} linear layers with {activation} between them and give
-{n_features} features. Generated, after Khemakhem et al. (AISTATS 2020).
+Nonstationary sources mixed by an injective network
+---------------------------------------------------
+{sources[0]} independent {sources[1]} sources in {n_segments} segments, {shape[0]} rows
+in all; in a segment each source has its own standard deviation and centre ({centers}).
+They pass through {layers[0]} linear layers with {layers[1]} between them and give
+{shape[1]} features. Generated, after Khemakhem et al. (AISTATS 2020).
 """
 
 
@@ -207,13 +207,10 @@ def make_nonlinear_ica(
     _check_sizes(n_samples, n_segments, n_sources, n_features, n_layers)
     check_option("source", source, _SOURCES)
     check_option("activation", activation, _ACTIVATIONS)
-    check_option("mixing", mixing, ("uniform", "orthogonal"))
     check_number("slope", slope, strict=True)
     check_number("noise_std", noise_std)
     modulation_range = check_range("modulation_range", modulation_range)
     check_number("modulation_range[0]", modulation_range[0], strict=True)
-    if max_condition is not None:
-        check_number("max_condition", max_condition, minimum=1.0)
 
     rng = check_random_state(random_state)
     shapes = [(n_sources, n_features)] + [(n_features, n_features)] * (n_layers - 1)
@@ -224,25 +221,12 @@ def make_nonlinear_ica(
     u = np.arange(n_samples, dtype=np.int64) * n_segments // n_samples
     sources = _SOURCES[source](rng, (n_samples, n_sources)) * modulation[u] + means[u]
     X = _mix(sources, matrices, lambda t: _ACTIVATIONS[activation](t, slope))
-    if noise_std > 0:
-        X = X + noise_std * rng.standard_normal(X.shape)
-    if binarize:
-        X = (rng.uniform(size=X.shape) < expit(X)).astype(np.float64)
+    X = _observe(rng, X, noise_std, binarize)
     if shuffle:
         order = rng.permutation(n_samples)
         X, u, sources = X[order], u[order], sources[order]
     if return_X_y:
         return X, u
-    description = _DESCRIPTION.format(
-        n_sources=n_sources,
-        source=source,
-        n_segments=n_segments,
-        n_samples=n_samples,
-        centers=centers if isinstance(centers, str) else "given",
-        n_layers=n_layers,
-        activation=activation,
-        n_features=n_features,
-    )
     return Bunch(
         data=X,
         u=u,
@@ -250,7 +234,13 @@ def make_nonlinear_ica(
         mixing=matrices,
         modulation=modulation,
         centers=means,
-        DESCR=description,
+        DESCR=_DESCRIPTION.format(
+            shape=X.shape,
+            sources=(n_sources, source),
+            n_segments=n_segments,
+            centers=centers if isinstance(centers, str) else "given",
+            layers=(n_layers, activation),
+        ),
     )
 
 
@@ -269,6 +259,9 @@ def _check_sizes(n_samples, n_segments, n_sources, n_features, n_layers):
 
 def _draw_mixing(rng, shapes, mixing, max_condition, reuse_mixing):
     """Return one matrix per shape, drawing equal shapes once if they are reused."""
+    check_option("mixing", mixing, ("uniform", "orthogonal"))
+    if max_condition is not None:
+        check_number("max_condition", max_condition, minimum=1.0)
     matrices = []
     drawn = {}
     for shape in shapes:
@@ -337,3 +330,11 @@ def _mix(sources, matrices, activation):
     for matrix in matrices[1:]:
         hidden = activation(hidden) @ matrix
     return hidden
+
+
+def _observe(rng, X, noise_std, binarize):
+    if noise_std > 0:
+        X = X + noise_std * rng.standard_normal(X.shape)
+    if binarize:
+        X = (rng.uniform(size=X.shape) < expit(X)).astype(np.float64)
+    return X

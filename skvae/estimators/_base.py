@@ -15,19 +15,17 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.callback import CallbackSupportMixin, with_callbacks
-from sklearn.exceptions import ConvergenceWarning, InconsistentVersionWarning
+from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.utils import check_array
 
 import skvae
-from skvae._collapse import PosteriorCollapseWarning, collapse_message
-from skvae._random import generator, shared_noise, streams
+from skvae._random import generator, shared_noise
 from skvae._spec import resolve
-from skvae._training import Settings, bound, train
+from skvae._training import SCHEDULES
 from skvae._validation import (
     HasMethods,
     Interval,
     StrOptions,
-    check_constant_columns,
     check_domain,
     check_is_fitted,
     check_random_state,
@@ -37,24 +35,12 @@ from skvae._validation import (
 from skvae.estimators._fitting import (
     Auxiliary,
     Specifications,
-    build_model,
-    draw_seeds,
-    history_columns,
     lifted,
-    prepare,
     resolve_device,
-    restart_consistency,
-    resume_streams,
-    split,
-    stream_state,
-    subset,
-    summarise,
-    to_data,
-    unchanged_on_error,
 )
+from skvae.estimators._training_steps import TrainingSteps
 from skvae.inference import INFERENCES
 from skvae.likelihoods import LIKELIHOODS
-from skvae.metrics import active_units
 from skvae.networks import NETWORKS
 from skvae.objectives import OBJECTIVES
 from skvae.posteriors import EncoderPosterior
@@ -63,22 +49,13 @@ from skvae.priors import StandardNormal
 # Elements of the largest temporary array of scoring.
 SCORE_ELEMENTS = 1 << 22
 
-SCHEDULES = {
-    "constant": lambda progress: 1.0,
-    # Flat for the first half, then half a cosine down to a hundredth.
-    "cosine": lambda progress: (
-        1.0
-        if progress < 0.5
-        else 0.505 + 0.495 * math.cos(2.0 * math.pi * (min(progress, 1.0) - 0.5))
-    ),
-}
-
 
 def _part(table):
     return [StrOptions(set(table)), HasMethods(["build", "get_params"])]
 
 
 class BaseVAE(
+    TrainingSteps,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     CallbackSupportMixin,
@@ -188,7 +165,7 @@ class BaseVAE(
             objective=resolve(self.objective, OBJECTIVES),
         )
 
-    def _auxiliary(self, X, y, u, *, reset):
+    def _auxiliary(self, X, y, u, *, reset, **options):
         """Encoded u ``(n, m)`` or None; estimators without u ignore y."""
         return None
 
@@ -203,29 +180,6 @@ class BaseVAE(
         likelihood = resolve(self.likelihood, LIKELIHOODS)
         check_domain(self, X, likelihood.domain, repr(self.likelihood))
         return X
-
-    def _check_settings(self):
-        if self.warm_start and self.n_init > 1:
-            raise ValueError(
-                "warm_start continues one model and n_init starts several. Use "
-                "n_init=1 with warm_start=True."
-            )
-
-    def _settings(self, n_rows, max_epochs, progress=None):
-        batch_size = self.batch_size
-        if batch_size == "auto":
-            # At least 32 steps an epoch, so that small data are learned too.
-            batch_size = int(np.clip(n_rows // 32, 16, 128))
-        schedule = "constant" if self.early_stopping or progress else self.schedule
-        return Settings(
-            max_epochs=max_epochs,
-            batch_size=min(batch_size, n_rows),
-            learning_rate=self.learning_rate,
-            schedule=SCHEDULES[schedule],
-            patience=self.n_iter_no_change if self.early_stopping else None,
-            tol=self.tol,
-            progress=progress,
-        )
 
     # --------------------------------------------------------------- training
 
@@ -249,183 +203,6 @@ class BaseVAE(
         """
         return self._fit(X, y, None, sample_weight)
 
-    def _fit(self, X, y, u, sample_weight):
-        with unchanged_on_error(self):
-            self._validate_params()
-            self._check_settings()
-            X = self._check_X(X, reset=True)
-            constant = check_constant_columns(self, X)
-            weight = check_sample_weight(sample_weight, X)
-            U = self._auxiliary(X, y, u, reset=True)
-            parts = self._parts(conditional=U is not None)
-            if constant and parts.likelihood.domain == "real":
-                warnings.warn(constant, UserWarning, stacklevel=4)
-            device = resolve_device(self.device)
-            score_seed, seeds = draw_seeds(
-                check_random_state(self.random_state), self.n_init
-            )
-            data = to_data(X, U, weight, device)
-            model = self._start_model(parts, data, seeds)
-            inference = parts.inference.build()
-            metadata = {"sample_weight": sample_weight, "u": u}
-            context = self._init_callback_context(max_subtasks=self.max_iter)
-            context.call_on_fit_task_begin(
-                estimator=self, X=X, y=y, metadata=metadata
-            )
-            training, validation = data, None
-            if self.early_stopping:
-                training, validation = split(
-                    data, self.validation_fraction, seeds[0].shuffle
-                )
-            run = {"parts": parts, "data": data, "seeds": seeds, "inference": inference}
-            history = train(
-                model.to(device),
-                training,
-                objective=parts.objective.build(self.beta, model.prior),
-                inference=inference,
-                settings=self._settings(training.x.shape[0], self.max_iter),
-                seeds=seeds,
-                begin_epoch=self._epochs(context, model, run, X, y, metadata),
-                validation=validation,
-            )
-            judged = subset(data if validation is None else validation)
-            bounds = bound(model, inference, judged, seeds).tolist()
-            best = int(np.argmax(bounds))
-            state = self._fitted_state(model, best, run)
-            state["_score_seed"] = score_seed
-            state["best_bound_"] = bounds[best]
-            state.update(self._history_state(history, best))
-            self.__dict__.pop("_stream_state", None)
-            vars(self).update(state)
-            self._warn(history, data)
-            context.call_on_fit_task_end(
-                estimator=self, X=X, y=y, metadata=metadata, reconstruction_attributes={}
-            )
-        return self
-
-    def _start_model(self, parts, data, seeds):
-        n_features = data.x.shape[1]
-        auxiliary = self._auxiliary_shape()
-        if self.warm_start and hasattr(self, "module_"):
-            model = copy.deepcopy(self.module_)
-            fresh = build_model(parts, self.n_components, n_features, auxiliary, seeds)
-            shapes = [p.shape for p in model.parameters()]
-            if shapes == [p.shape for p in fresh.parameters()]:
-                return model
-        model = build_model(parts, self.n_components, n_features, auxiliary, seeds)
-        model = model.to(data.x.device)
-        prepare(model, data, auxiliary)
-        return model
-
-    def _epochs(self, context, model, run, X, y, metadata):
-        """What the loop calls at the start and the end of each epoch."""
-        count = 0
-
-        def begin_epoch():
-            task = context.subcontext(task_name="epoch")
-            task.call_on_fit_task_begin(estimator=self, X=X, y=y, metadata=metadata)
-
-            def end_epoch(row):
-                nonlocal count
-                count += 1
-                if self.verbose:
-                    self._print(count, row)
-                return task.call_on_fit_task_end(
-                    estimator=self,
-                    X=X,
-                    y=y,
-                    metadata=metadata,
-                    reconstruction_attributes=lambda: {
-                        **self._fitted_state(model, 0, run),
-                        "_score_seed": 0,
-                    },
-                )
-
-            return end_epoch
-
-        return begin_epoch
-
-    def _print(self, count, row):
-        text = f"[{type(self).__name__}] Iteration {count}, loss = {row.loss[0]:.4f}"
-        if self.verbose > 1:
-            text += f", log-likelihood = {row.log_likelihood[0]:.4f}"
-            text += f", KL = {row.kl[0]:.4f}, KL weight = {row.kl_weight:.3g}"
-        print(f"{text}, time = {row.seconds:.2f}s")
-
-    def _fitted_state(self, model, best, run):
-        """All attributes that make `self` ready to transform, from a trained model."""
-        judged = subset(run["data"])
-        means, kl = summarise(model, run["inference"], judged, run["seeds"])
-        order = np.argsort(-kl[best], kind="stable")
-        ranked = kl[best][order]
-        module = model.select(best).to("cpu")
-        module.requires_grad_(False)
-        state = {
-            "module_": module,
-            "_order": order,
-            "_inference": run["inference"],
-            "_n_features_out": model.n_latents,
-            "_skvae_version": skvae.__version__,
-            "kl_per_component_": ranked,
-            "explained_kl_ratio_": ranked / max(ranked.sum(), np.finfo(float).tiny),
-            "active_components_": active_units(means[best][:, order]).mask,
-        }
-        noise = module.likelihood.noise_variance()
-        if noise is not None:
-            noise = noise[0].double().numpy()
-            state["noise_variance_"] = float(noise[0]) if len(noise) == 1 else noise
-        if hasattr(module.decoder, "inverse_lipschitz"):
-            slope = float(module.decoder.inverse_lipschitz()[0] * module.frame.unit)
-            state["inverse_lipschitz_"] = slope
-        if model.n_replicas > 1:
-            state["consistency_"] = restart_consistency(means, best, order)
-        return state
-
-    def _history_state(self, history, best):
-        columns = history_columns(history, best)
-        state = {"n_iter_": len(history.epochs), "history_": columns}
-        earlier = getattr(self, "loss_curve_", []) if self.warm_start else []
-        state["loss_curve_"] = [*earlier, *columns["loss"]]
-        if "validation_bound" in columns:
-            state["validation_scores_"] = columns["validation_bound"]
-        state["n_rollbacks_"] = len(history.rollbacks[best])
-        return state
-
-    def _warn(self, history, data):
-        if self.n_rollbacks_:
-            warnings.warn(
-                f"Training of {type(self).__name__} turned non-finite "
-                f"{self.n_rollbacks_} time(s) and went on from the last good weights "
-                "with half the learning rate. Scale X or lower learning_rate.",
-                ConvergenceWarning,
-                stacklevel=5,
-            )
-        if self.early_stopping and not history.stopped_by_patience:
-            warnings.warn(
-                f"max_iter={self.max_iter} was reached before the bound on held-out "
-                f"rows stood still for n_iter_no_change={self.n_iter_no_change} "
-                "epochs. Raise max_iter or tol.",
-                ConvergenceWarning,
-                stacklevel=5,
-            )
-        if self.active_components_.all():
-            return
-        noise, largest = getattr(self, "noise_variance_", None), 0.0
-        if noise is not None:
-            noise = float(np.mean(noise))
-            x = subset(data).x.to(torch.float64)
-            largest = float(torch.linalg.matrix_norm(x - x.mean(0), ord=2)) ** 2
-            largest /= x.shape[0]
-        message = collapse_message(
-            type(self).__name__,
-            self.active_components_,
-            self.beta,
-            noise,
-            largest,
-            history.stopped_by_patience,
-        )
-        warnings.warn(message, PosteriorCollapseWarning, stacklevel=5)
-
     def partial_fit(self, X, y=None, *, sample_weight=None):
         """Train one pass over the rows of X, from where the last call stopped.
 
@@ -447,57 +224,6 @@ class BaseVAE(
             The fitted estimator.
         """
         return self._partial_fit(X, y, None, sample_weight)
-
-    def _partial_fit(self, X, y, u, sample_weight):
-        first = not hasattr(self, "_stream_state")
-        with unchanged_on_error(self):
-            if first:
-                self._validate_params()
-            if self.early_stopping or self.n_init > 1:
-                raise ValueError(
-                    "partial_fit trains one model on the rows it is given; use it "
-                    "with early_stopping=False and n_init=1."
-                )
-            X = self._check_X(X, reset=first)
-            weight = check_sample_weight(sample_weight, X)
-            U = self._auxiliary(X, y, u, reset=first)
-            parts = self._parts(conditional=U is not None)
-            device = resolve_device(self.device)
-            data = to_data(X, U, weight, device)
-            if first:
-                self._score_seed, self._seeds = draw_seeds(
-                    check_random_state(self.random_state), 1
-                )
-                auxiliary = self._auxiliary_shape()
-                model = build_model(
-                    parts, self.n_components, X.shape[1], auxiliary, self._seeds
-                ).to(device)
-                prepare(model, data, auxiliary)
-                draws, optimizer_state = streams(self._seeds, device), None
-            else:
-                model = copy.deepcopy(self.module_).requires_grad_(True).to(device)
-                draws = resume_streams(self._stream_state, device)
-                optimizer_state = self._optimizer_state
-            inference = parts.inference.build()
-            history = train(
-                model,
-                data,
-                objective=parts.objective.build(self.beta, model.prior),
-                inference=inference,
-                settings=self._settings(X.shape[0], 1, progress=1.0),
-                seeds=self._seeds,
-                begin_epoch=lambda: lambda row: False,
-                draws=draws,
-                optimizer_state=optimizer_state,
-            )
-            run = {"data": data, "seeds": self._seeds, "inference": inference}
-            vars(self).update(self._fitted_state(model, 0, run))
-            self._stream_state = stream_state(draws)
-            self._optimizer_state = history.optimizer_state
-            losses = [] if first else self.loss_curve_
-            self.loss_curve_ = [*losses, history.epochs[0].loss[0]]
-            self.n_iter_ = len(self.loss_curve_)
-        return self
 
     def fit_transform(self, X, y=None, *, sample_weight=None):
         """Fit to X and return the posterior means of its rows.

@@ -373,7 +373,7 @@ def importance_weighted_log_likelihood(log_weights, axis=0):
     References
     ----------
     .. [1] Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders",
-           ICLR 2016, arXiv:1509.00519, equation 8 and theorem 1.
+           ICLR 2016, arXiv:1509.00519, the k-sample bound and theorem 1.
 
     Examples
     --------

@@ -85,7 +85,7 @@ def mutual_information_gap(
     ----------
     .. [1] R. T. Q. Chen, X. Li, R. Grosse, D. Duvenaud, "Isolating Sources of
            Disentanglement in Variational Autoencoders", NeurIPS 2018,
-           arXiv:1802.04942, section 4, equation 6.
+           arXiv:1802.04942, section 4.
     .. [2] F. Locatello et al., "Challenging Common Assumptions in the Unsupervised
            Learning of Disentangled Representations", ICML 2019, arXiv:1811.12359
            (the histogram with 20 bins).

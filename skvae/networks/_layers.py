@@ -66,9 +66,9 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``x @ weight + bias`` per replica, with bias of shape ``(R, 1, n_out)``."""
     if weight.shape[0] == 1:
-        return torch.addmm(
-            bias.reshape(-1), x.squeeze(0), weight.squeeze(0)
-        ).unsqueeze(0)
+        return torch.addmm(bias.reshape(-1), x.squeeze(0), weight.squeeze(0)).unsqueeze(
+            0
+        )
     return torch.baddbmm(bias, x.expand(weight.shape[0], -1, -1), weight)
 
 

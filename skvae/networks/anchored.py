@@ -110,9 +110,7 @@ class AnchoredNetwork(nn.Module):
         self.register_buffer("basis", orthonormal(generators, n_out, n_in))
         self.free = None
         if n_in < n_out:
-            self.free = DenseNetwork(
-                n_in, n_out, generators, width, depth, activation
-            )
+            self.free = DenseNetwork(n_in, n_out, generators, width, depth, activation)
 
     def forward(self, z: Tensor) -> Tensor:
         m = self.anchor[0](z)

@@ -1,0 +1,298 @@
+"""What happens inside `fit` and `partial_fit`, from validation to fitted attributes."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+import skvae
+from skvae._collapse import PosteriorCollapseWarning, collapse_message
+from skvae._random import streams
+from skvae._training import SCHEDULES, Settings, bound, train
+from skvae._validation import (
+    check_constant_columns,
+    check_random_state,
+    check_sample_weight,
+)
+from skvae.estimators._fitting import (
+    build_model,
+    draw_seeds,
+    history_columns,
+    prepare,
+    resolve_device,
+    restart_consistency,
+    resume_streams,
+    split,
+    stream_state,
+    subset,
+    summarise,
+    to_data,
+    unchanged_on_error,
+)
+from skvae.metrics import active_units
+
+
+class Run(NamedTuple):
+    """What training works on and what its results are read from."""
+
+    model: object
+    inference: object
+    data: object
+    seeds: list
+    score_seed: int
+
+
+class TrainingSteps:
+    """Mixin with the private steps; the surface is in `_base`."""
+
+    def _check_settings(self):
+        if self.warm_start and self.n_init > 1:
+            raise ValueError(
+                "warm_start continues one model and n_init starts several. Use "
+                "n_init=1 with warm_start=True."
+            )
+
+    def _settings(self, n_rows, max_epochs, progress=None):
+        batch_size = self.batch_size
+        if batch_size == "auto":
+            # At least 32 steps an epoch, so that small data are learned too.
+            batch_size = int(np.clip(n_rows // 32, 16, 128))
+        schedule = "constant" if self.early_stopping or progress else self.schedule
+        return Settings(
+            max_epochs=max_epochs,
+            batch_size=min(batch_size, n_rows),
+            learning_rate=self.learning_rate,
+            schedule=SCHEDULES[schedule],
+            patience=self.n_iter_no_change if self.early_stopping else None,
+            tol=self.tol,
+            progress=progress,
+        )
+
+    def _inputs(self, X, y, u, sample_weight, *, reset, **options):
+        """Validated data on the device, and the parts that model them."""
+        X = self._check_X(X, reset=reset)
+        weight = check_sample_weight(sample_weight, X)
+        U = self._auxiliary(X, y, u, reset=reset, **options)
+        parts = self._parts(conditional=U is not None)
+        if reset:
+            constant = check_constant_columns(self, X)
+            if constant and parts.likelihood.domain == "real":
+                warnings.warn(constant, UserWarning, stacklevel=6)
+        return X, parts, to_data(X, U, weight, resolve_device(self.device))
+
+    def _fit(self, X, y, u, sample_weight):
+        with unchanged_on_error(self):
+            self._validate_params()
+            self._check_settings()
+            X, parts, data = self._inputs(X, y, u, sample_weight, reset=True)
+            score_seed, seeds = draw_seeds(
+                check_random_state(self.random_state), self.n_init
+            )
+            model = self._start_model(parts, data, seeds)
+            training, validation = data, None
+            if self.early_stopping:
+                training, validation = split(
+                    data, self.validation_fraction, seeds[0].shuffle
+                )
+            inference = parts.inference.build()
+            run = Run(model, inference, data, seeds, score_seed)
+            task = {
+                "estimator": self,
+                "X": X,
+                "y": y,
+                "metadata": {"sample_weight": sample_weight, "u": u},
+            }
+            context = self._init_callback_context(max_subtasks=self.max_iter)
+            context.call_on_fit_task_begin(**task)
+            history = train(
+                model,
+                training,
+                objective=parts.objective.build(self.beta, model.prior),
+                inference=inference,
+                settings=self._settings(training.x.shape[0], self.max_iter),
+                seeds=seeds,
+                begin_epoch=self._epochs(context, run, task),
+                validation=validation,
+            )
+            judged = subset(data if validation is None else validation)
+            bounds = bound(model, inference, judged, seeds).tolist()
+            best = int(np.argmax(bounds))
+            state = self._fitted_state(run, best)
+            state["best_bound_"] = bounds[best]
+            state.update(self._history_state(history, best))
+            for leftover in ("_stream_state", "_optimizer_state", "consistency_"):
+                self.__dict__.pop(leftover, None)
+            vars(self).update(state)
+            self._warn(history, data)
+            context.call_on_fit_task_end(**task, reconstruction_attributes={})
+        return self
+
+    def _start_model(self, parts, data, seeds):
+        """A new model on the device, or the fitted one where fits continue."""
+        n_features, auxiliary = data.x.shape[1], self._auxiliary_shape()
+        model = build_model(parts, self.n_components, n_features, auxiliary, seeds)
+        if self.warm_start and hasattr(self, "module_"):
+            earlier = copy.deepcopy(self.module_).requires_grad_(True)
+            shapes = [parameter.shape for parameter in model.parameters()]
+            if shapes == [parameter.shape for parameter in earlier.parameters()]:
+                return earlier.to(data.x.device)
+        model = model.to(data.x.device)
+        prepare(model, data, auxiliary)
+        return model
+
+    def _epochs(self, context, run, task):
+        """What the loop calls at the start and the end of each epoch."""
+        count = 0
+
+        def begin_epoch():
+            epoch = context.subcontext(task_name="epoch")
+            epoch.call_on_fit_task_begin(**task)
+
+            def end_epoch(row):
+                nonlocal count
+                count += 1
+                if self.verbose:
+                    self._print(count, row)
+                return epoch.call_on_fit_task_end(
+                    **task,
+                    reconstruction_attributes=lambda: self._fitted_state(run, 0),
+                )
+
+            return end_epoch
+
+        return begin_epoch
+
+    def _print(self, count, row):
+        text = f"[{type(self).__name__}] Iteration {count}, loss = {row.loss[0]:.4f}"
+        if self.verbose > 1:
+            text += f", log-likelihood = {row.log_likelihood[0]:.4f}"
+            text += f", KL = {row.kl[0]:.4f}, KL weight = {row.kl_weight:.3g}"
+        print(f"{text}, time = {row.seconds:.2f}s")
+
+    def _fitted_state(self, run, best):
+        """All attributes that make `self` ready to transform, from a trained model."""
+        model = run.model
+        means, kl = summarise(model, run.inference, subset(run.data), run.seeds)
+        order = np.argsort(-kl[best], kind="stable")
+        ranked = kl[best][order]
+        module = model.select(best).to("cpu")
+        module.requires_grad_(False)
+        state = {
+            "module_": module,
+            "_order": order,
+            "_inference": run.inference,
+            "_score_seed": run.score_seed,
+            "_n_features_out": model.n_latents,
+            "_skvae_version": skvae.__version__,
+            "kl_per_component_": ranked,
+            "explained_kl_ratio_": ranked / max(ranked.sum(), np.finfo(float).tiny),
+            "active_components_": active_units(means[best][:, order]).mask,
+        }
+        noise = module.likelihood.noise_variance()
+        if noise is not None:
+            noise = noise[0].double().numpy()
+            state["noise_variance_"] = float(noise[0]) if len(noise) == 1 else noise
+        if hasattr(module.decoder, "inverse_lipschitz"):
+            slope = float(module.decoder.inverse_lipschitz()[0] * module.frame.unit)
+            state["inverse_lipschitz_"] = slope
+        if model.n_replicas > 1:
+            state["consistency_"] = restart_consistency(means, best, order)
+        return state
+
+    def _history_state(self, history, best):
+        columns = history_columns(history, best)
+        state = {"n_iter_": len(history.epochs), "history_": columns}
+        earlier = getattr(self, "loss_curve_", []) if self.warm_start else []
+        state["loss_curve_"] = [*earlier, *columns["loss"]]
+        if "validation_bound" in columns:
+            state["validation_scores_"] = columns["validation_bound"]
+        state["n_rollbacks_"] = len(history.rollbacks[best])
+        return state
+
+    def _warn(self, history, data):
+        if self.n_rollbacks_:
+            warnings.warn(
+                f"Training of {type(self).__name__} turned non-finite "
+                f"{self.n_rollbacks_} time(s) and went on from the last good weights "
+                "with half the learning rate. Scale X or lower learning_rate.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
+        if self.early_stopping and not history.stopped_by_patience:
+            warnings.warn(
+                f"max_iter={self.max_iter} was reached before the bound on held-out "
+                f"rows stood still for n_iter_no_change={self.n_iter_no_change} "
+                "epochs. Raise max_iter or tol.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
+        if self.active_components_.all():
+            return
+        noise, largest = getattr(self, "noise_variance_", None), 0.0
+        if noise is not None:
+            noise = float(np.mean(noise))
+            x = subset(data).x.to(torch.float64)
+            largest = float(torch.linalg.matrix_norm(x - x.mean(0), ord=2)) ** 2
+            largest /= x.shape[0]
+        message = collapse_message(
+            type(self).__name__,
+            self.active_components_,
+            self.beta,
+            noise,
+            largest,
+            history.stopped_by_patience,
+        )
+        warnings.warn(message, PosteriorCollapseWarning, stacklevel=5)
+
+    def _partial_fit(self, X, y, u, sample_weight, **options):
+        first = not hasattr(self, "_stream_state")
+        with unchanged_on_error(self):
+            if first:
+                self._validate_params()
+            if self.early_stopping or self.n_init > 1:
+                raise ValueError(
+                    "partial_fit trains one model on the rows it is given; use it "
+                    "with early_stopping=False and n_init=1."
+                )
+            X, parts, data = self._inputs(
+                X, y, u, sample_weight, reset=first, **options
+            )
+            device = data.x.device
+            if first:
+                score_seed, seeds = draw_seeds(check_random_state(self.random_state), 1)
+                auxiliary = self._auxiliary_shape()
+                model = build_model(
+                    parts, self.n_components, X.shape[1], auxiliary, seeds
+                ).to(device)
+                prepare(model, data, auxiliary)
+                draws, optimizer_state = streams(seeds, device), None
+            else:
+                score_seed, seeds = self._score_seed, self._seeds
+                model = copy.deepcopy(self.module_).requires_grad_(True).to(device)
+                draws = resume_streams(self._stream_state, device)
+                optimizer_state = self._optimizer_state
+            run = Run(model, parts.inference.build(), data, seeds, score_seed)
+            history = train(
+                model,
+                data,
+                objective=parts.objective.build(self.beta, model.prior),
+                inference=run.inference,
+                settings=self._settings(X.shape[0], 1, progress=1.0),
+                seeds=seeds,
+                begin_epoch=lambda: lambda row: False,
+                draws=draws,
+                optimizer_state=optimizer_state,
+            )
+            losses = [] if first else self.loss_curve_
+            vars(self).update(self._fitted_state(run, 0))
+            self._seeds = seeds
+            self._stream_state = stream_state(draws)
+            self._optimizer_state = history.optimizer_state
+            self.loss_curve_ = [*losses, history.epochs[0].loss[0]]
+            self.n_iter_ = len(self.loss_curve_)
+        return self
