@@ -48,6 +48,14 @@ class Frame(nn.Module):
             likelihood.set_unit(self.scale)
 
 
+class Terms(NamedTuple):
+    """Per-row terms of an objective, each of shape ``(R, B)``, in nats."""
+
+    loss: Tensor
+    log_likelihood: Tensor
+    kl: Tensor
+
+
 class Parts(NamedTuple):
     """The built modules of a model."""
 

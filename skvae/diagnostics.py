@@ -1,4 +1,4 @@
-"""Did it collapse, and could that have been known before training?"""
+"""Whether latents collapse, before training and after it."""
 
 from skvae._collapse import (
     CollapseForecast,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from skvae._gaussian import DiagonalGaussian
+from skvae._model import Terms
 from skvae._spec import Specification
-from skvae.objectives import Terms
 
 
 class Amortized(Specification):

@@ -99,6 +99,10 @@ class _GaussianModule(_LikelihoodModule):
         return torch.exp(2.0 * self.log_scale()).squeeze(1)
 
 
+# Log of the first noise scale: below the data, so that codes pay from the start.
+START = -1.2
+
+
 class LearnedGaussian(_GaussianModule):
     """Noise as a parameter, in units of `unit`, the data's root mean variance."""
 
@@ -108,7 +112,9 @@ class LearnedGaussian(_GaussianModule):
 
     def __init__(self, n_replicas: int, n_scales: int):
         super().__init__()
-        self.steps = nn.Parameter(torch.zeros(n_replicas, 1, n_scales))
+        self.steps = nn.Parameter(
+            torch.full((n_replicas, 1, n_scales), START / self.speed)
+        )
         self.register_buffer("unit", torch.ones(()))
 
     def set_unit(self, unit: Tensor) -> None:

@@ -6,21 +6,12 @@ over rows.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from skvae._gaussian import DiagonalGaussian
+from skvae._model import Terms
 from skvae._spec import Specification
-
-
-class Terms(NamedTuple):
-    """Per-row terms of an objective, each of shape ``(R, B)``, in nats."""
-
-    loss: Tensor
-    log_likelihood: Tensor
-    kl: Tensor
 
 
 class ELBO(Specification):
@@ -104,4 +95,4 @@ class WeightedELBO:
 
 OBJECTIVES = {"elbo": ELBO}
 
-__all__ = ["ELBO", "Terms"]
+__all__ = ["ELBO"]

@@ -14,7 +14,7 @@ from skvae._spec import Specification
 
 
 class EncoderPosterior(Specification):
-    """q(z|x): the encoder's own Gaussian, which never sees u."""
+    """Take q(z|x): the encoder's own Gaussian, which never sees u."""
 
     requires_u = False
 
@@ -33,7 +33,7 @@ class EncoderPosterior(Specification):
 
 
 class ProductPosterior(EncoderPosterior):
-    """q(z|x,u) proportional to q(z|x) p(z|u), and q(z|x) where u is not known.
+    """Take q(z|x,u) proportional to q(z|x) p(z|u), and q(z|x) where u is not known.
 
     Without u, p(z|u) is replaced by the Gaussian with the moments of p(z) over the
     training u, so that leaving u out drops knowledge and not a network's input.
@@ -44,7 +44,7 @@ class ProductPosterior(EncoderPosterior):
 
 
 class JointPosterior(EncoderPosterior):
-    """q(z|x,u) from one encoder of x and u, as in the iVAE paper."""
+    """Take q(z|x,u) from one encoder of x and u, as in the iVAE paper."""
 
     requires_u = True
 
@@ -54,8 +54,8 @@ class JointPosterior(EncoderPosterior):
     def inputs(self, features: Tensor, u: Tensor | None) -> Tensor:
         if u is None:
             raise ValueError(
-                "posterior='joint' encodes x together with u, so u must be passed. "
-                "Use posterior='product' for latents that do without u."
+                "posterior_type='joint' encodes x together with u: u must be passed. "
+                "Use posterior_type='product' for latents that do without u."
             )
         shape = (*torch.broadcast_shapes(features.shape[:-1], u.shape[:-1]), -1)
         return torch.cat([features.expand(shape), u.expand(shape)], dim=-1)

@@ -18,7 +18,7 @@ from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.utils import check_array
 
-import skvae
+from skvae import __version__
 from skvae._random import generator, shared_noise
 from skvae._spec import resolve
 from skvae._training import SCHEDULES
@@ -433,13 +433,14 @@ class BaseVAE(
         return tags
 
     def __setstate__(self, state):
-        version = state.get("_skvae_version", skvae.__version__)
-        if version != skvae.__version__:
+        version = state.get("_skvae_version", __version__)
+        if version != __version__:
             warnings.warn(
                 InconsistentVersionWarning(
                     estimator_name=type(self).__name__,
-                    current_sklearn_version=skvae.__version__,
+                    current_sklearn_version=__version__,
                     original_sklearn_version=version,
-                )
+                ),
+                stacklevel=2,
             )
         super().__setstate__(state)

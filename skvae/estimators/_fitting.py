@@ -95,6 +95,23 @@ def build_model(specifications, n_latents, n_features, auxiliary, seeds):
     return LatentVariableModel(parts, frame, n_latents, n_replicas)
 
 
+def rebuild_model(estimator, state):
+    """An untrained model of the shapes that a fitted estimator's `state` has."""
+    auxiliary = estimator._auxiliary_shape()
+    parts = estimator._parts(conditional=auxiliary.n_columns > 0)
+    model = build_model(
+        parts,
+        estimator._n_features_out,
+        estimator.n_features_in_,
+        auxiliary,
+        [Seeds(0, 0, 0)],
+    )
+    if model.prior.needs_u:
+        grid = state["prior.grid"][0]
+        model.prior.set_mixture(grid, state["prior.grid_log_weights"][0])
+    return model.requires_grad_(False)
+
+
 def prepare(model, data, auxiliary):
     """Set what an untrained model takes from the data rather than from training."""
     model.frame.set_from(model.likelihood, data.x, data.weight)

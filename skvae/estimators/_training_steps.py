@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-import skvae
+from skvae import __version__
 from skvae._collapse import PosteriorCollapseWarning, collapse_message
 from skvae._random import streams
 from skvae._training import SCHEDULES, Settings, bound, train
@@ -188,7 +188,7 @@ class TrainingSteps:
             "_inference": run.inference,
             "_score_seed": run.score_seed,
             "_n_features_out": model.n_latents,
-            "_skvae_version": skvae.__version__,
+            "_skvae_version": __version__,
             "kl_per_component_": ranked,
             "explained_kl_ratio_": ranked / max(ranked.sum(), np.finfo(float).tiny),
             "active_components_": active_units(means[best][:, order]).mask,

@@ -35,7 +35,7 @@ or specification, default="auto"
         Lower bound enforced on the slope of an injective decoder given by name, in
         units of the root mean variance of X for a Gaussian likelihood, in logits or
         log-rates otherwise.
-    posterior : {"product", "joint"}, default="product"
+    posterior_type : {"product", "joint"}, default="product"
         Posterior under a prior that depends on u; see :class:`iVAE`.
     u_type : {"auto", "discrete", "continuous"}, default="auto"
         How u is read. "auto" takes one column of integers, booleans or strings as
@@ -97,7 +97,7 @@ or specification, default="auto"
             StrOptions({"auto", *PRIORS}),
             HasMethods(["build", "get_params"]),
         ],
-        "posterior": [StrOptions({"product", "joint"})],
+        "posterior_type": [StrOptions({"product", "joint"})],
         "u_type": [StrOptions({"auto", "discrete", "continuous"})],
     }
 
@@ -107,7 +107,7 @@ or specification, default="auto"
         *,
         prior="auto",
         inverse_lipschitz=0.1,
-        posterior="product",
+        posterior_type="product",
         u_type="auto",
         beta=1.0,
         width=256,
@@ -159,7 +159,7 @@ or specification, default="auto"
         )
         self.prior = prior
         self.inverse_lipschitz = inverse_lipschitz
-        self.posterior = posterior
+        self.posterior_type = posterior_type
         self.u_type = u_type
 
     def _parts(self, conditional):
@@ -179,7 +179,7 @@ or specification, default="auto"
                 ),
                 prior=prior,
                 posterior=(
-                    resolve(self.posterior, POSTERIORS)
+                    resolve(self.posterior_type, POSTERIORS)
                     if prior.needs_u
                     else EncoderPosterior()
                 ),

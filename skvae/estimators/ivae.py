@@ -29,7 +29,7 @@ class iVAE(ConditionalVAE):
     prior : "conditional_gaussian" or specification, default="conditional_gaussian"
         p(z|u): its mean and variance depend on u;
         ``ConditionalGaussian(mean="zero")`` fixes the mean.
-    posterior : {"product", "joint"}, default="product"
+    posterior_type : {"product", "joint"}, default="product"
         "product" multiplies q(z|x) with p(z|u), so that u may be left out later;
         "joint" is the paper's encoder of x and u together, which needs u always.
     u_type : {"auto", "discrete", "continuous"}, default="auto"
@@ -89,7 +89,7 @@ class iVAE(ConditionalVAE):
             StrOptions({"conditional_gaussian"}),
             HasMethods(["build", "get_params"]),
         ],
-        "posterior": [StrOptions({"product", "joint"})],
+        "posterior_type": [StrOptions({"product", "joint"})],
         "u_type": [StrOptions({"auto", "discrete", "continuous"})],
     }
 
@@ -98,7 +98,7 @@ class iVAE(ConditionalVAE):
         n_components=2,
         *,
         prior="conditional_gaussian",
-        posterior="product",
+        posterior_type="product",
         u_type="auto",
         beta=1.0,
         width=256,
@@ -149,7 +149,7 @@ class iVAE(ConditionalVAE):
             verbose=verbose,
         )
         self.prior = prior
-        self.posterior = posterior
+        self.posterior_type = posterior_type
         self.u_type = u_type
 
     def _parts(self, conditional):
@@ -158,6 +158,6 @@ class iVAE(ConditionalVAE):
             ._parts(conditional)
             ._replace(
                 prior=resolve(self.prior, PRIORS),
-                posterior=resolve(self.posterior, POSTERIORS),
+                posterior=resolve(self.posterior_type, POSTERIORS),
             )
         )

@@ -1,7 +1,7 @@
 """Encoders and decoders: a specification and its torch module side by side."""
 
 from skvae.networks.anchored import Anchored
-from skvae.networks.convex import Brenier
+from skvae.networks.brenier import Brenier
 from skvae.networks.mlp import MLP
 from skvae.networks.skip import Skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor, nn
@@ -90,3 +91,22 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return affine(x, self.weight, self.bias)
+
+
+class DenseNetwork(nn.Module):
+    """R multilayer perceptrons, ``(R, B, n_in) -> (R, B, n_out)``."""
+
+    def __init__(self, n_in, n_out, generators, width, depth, activation):
+        super().__init__()
+        sizes = [n_in, *[width] * depth]
+        self.hidden = nn.ModuleList(
+            Linear(a, b, generators, gain=gain(activation)) for a, b in pairwise(sizes)
+        )
+        self.output = Linear(sizes[-1], n_out, generators)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        activate = ACTIVATIONS[self.activation]
+        for layer in self.hidden:
+            x = activate(layer(x))
+        return self.output(x)

@@ -8,7 +8,7 @@ fixed rotations, and h : R^K -> R^D be any network. Then
 has B^T f(z) = m(z), hence |f(z) - f(z')| >= |m(z) - m(z')| >= mu |z - z'|: the
 decoder is injective with a certificate that is read off m, while all D - K
 directions orthogonal to B are free. m is a short stack of closed-form gradients of
-strongly convex networks (see `convex`) with fixed rotations between them, each
+strongly convex networks (see `_convex`) with fixed rotations between them, each
 keeping distances above mu_l, so mu is the product of the mu_l.
 
 This composition is ours; the dial mu is that of Kinoshita et al. 2023
@@ -23,9 +23,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from skvae._spec import Specification
-from skvae.networks._layers import PIECEWISE_AFFINE, matmul
-from skvae.networks.convex import ConvexGradient, require_injective_sizes
-from skvae.networks.mlp import DenseNetwork
+from skvae.networks._convex import ConvexGradient, require_injective_sizes
+from skvae.networks._layers import PIECEWISE_AFFINE, DenseNetwork, matmul
 
 
 def orthonormal(generators: Sequence[Generator], n: int, k: int) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Generator, Tensor, nn
+from torch import Generator
 
 from skvae._spec import Specification
-from skvae.networks._layers import ACTIVATIONS, Linear, gain
+from skvae.networks._layers import DenseNetwork
 
 
 class MLP(Specification):
@@ -41,23 +41,3 @@ class MLP(Specification):
         return DenseNetwork(
             n_in, n_out, generators, self.width, self.depth, self.activation
         )
-
-
-class DenseNetwork(nn.Module):
-    """R multilayer perceptrons, ``(R, B, n_in) -> (R, B, n_out)``."""
-
-    def __init__(self, n_in, n_out, generators, width, depth, activation):
-        super().__init__()
-        sizes = [n_in, *[width] * depth]
-        self.hidden = nn.ModuleList(
-            Linear(a, b, generators, gain=gain(activation))
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
-        self.output = Linear(sizes[-1], n_out, generators)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        activate = ACTIVATIONS[self.activation]
-        for layer in self.hidden:
-            x = activate(layer(x))
-        return self.output(x)

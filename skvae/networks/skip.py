@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor, nn
@@ -65,8 +66,7 @@ class SumSkipNetwork(nn.Module):
         sizes = [*[width] * depth, n_out]
         self.first = Linear(n_in, sizes[0], generators, gain=gain(activation))
         self.layers = nn.ModuleList(
-            Linear(a, b, generators, gain=gain(activation))
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            Linear(a, b, generators, gain=gain(activation)) for a, b in pairwise(sizes)
         )
         self.skip_weight = normal_weights(
             generators, n_in, sum(sizes[1:]), std=1.0 / math.sqrt(n_in)
@@ -92,7 +92,7 @@ class ConcatSkipNetwork(nn.Module):
         self.first = Linear(n_in, sizes[0], generators, gain=gain(activation))
         self.layers = nn.ModuleList(
             Linear(a + n_in, b, generators, gain=gain(activation))
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            for a, b in pairwise(sizes)
         )
         self.activation = activation
 

@@ -1,4 +1,4 @@
-"""Brenier maps: gradients of strongly convex networks, in closed form.
+"""Brenier maps in closed form: gradients of strongly convex networks.
 
 A potential with first layer t_0 = A_0^T x + b_0 and further layers
 t_l = W_l^T phi(t_{l-1}) + A_l^T x + b_l, all W_l >= 0 and phi convex and
@@ -12,20 +12,18 @@ which is written below as forward operations: no double backward, and all
 back-projections are one matrix product. g is strongly monotone with constant mu, so
 |g(x) - g(x')| >= mu |x - x'|.
 
-Sources: Wang, Blei, Cunningham 2021 (arXiv:2301.00537) for the composition of two
-such maps; Kinoshita et al. 2023 (arXiv:2304.12770) for mu.
+Sources: Wang, Blei, Cunningham 2021 (arXiv:2301.00537) for such maps in a decoder;
+Kinoshita et al. 2023 (arXiv:2304.12770) for mu.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from skvae._spec import Specification
 from skvae.networks._layers import affine, matmul, normal_weights, zeros
 
 
@@ -133,71 +131,3 @@ def require_injective_sizes(name: str, n_in: int, n_out: int) -> None:
             f"to fewer dimensions is injective. Got n_components={n_in} and "
             f"n_features={n_out}; lower n_components."
         )
-
-
-class Brenier(Specification):
-    """The published LIDVAE decoder: Brenier map, zero padding, Brenier map.
-
-    Injective, with ``|f(z) - f(z')| >= mu_1 mu_2 |z - z'|``.
-
-    Parameters
-    ----------
-    width : int, default=256
-        Units of each hidden layer of both convex networks.
-    depth : int, default=1
-        Hidden layers of each convex network.
-    activation : {"softplus", "relu"}, default="softplus"
-        Its running integral is the first layer's convex function. "relu" gives a
-        piecewise affine map when ``depth=1``.
-    inverse_lipschitz : float, default=0.1
-        Lower bound enforced on ``mu_1 mu_2``, whatever the weights.
-
-    References
-    ----------
-    Wang, Blei, Cunningham, "Posterior Collapse and Latent Variable
-    Non-identifiability", NeurIPS 2021, arXiv:2301.00537, section 3.
-
-    Kinoshita et al., "Controlling Posterior Collapse by an Inverse Lipschitz
-    Constraint on the Decoder Network", ICML 2023, arXiv:2304.12770.
-    """
-
-    def __init__(
-        self, width=256, depth=1, activation="softplus", inverse_lipschitz=0.1
-    ):
-        self.width = width
-        self.depth = depth
-        self.activation = activation
-        self.inverse_lipschitz = inverse_lipschitz
-
-    def build(self, n_in: int, n_out: int, generators: Sequence[Generator]):
-        """Make the module for R replicas; ValueError if ``n_in > n_out``."""
-        require_injective_sizes("Brenier", n_in, n_out)
-        return BrenierNetwork(
-            n_in,
-            n_out,
-            generators,
-            self.width,
-            max(self.depth, 1),
-            self.activation,
-            self.inverse_lipschitz,
-        )
-
-
-class BrenierNetwork(nn.Module):
-    """``grad F_2(pad(grad F_1(z)))``, ``(R, B, n_in) -> (R, B, n_out)``."""
-
-    def __init__(
-        self, n_in, n_out, generators, width, depth, activation, inverse_lipschitz
-    ):
-        super().__init__()
-        sizes = width, depth, activation, math.sqrt(inverse_lipschitz), 1.0
-        self.first = ConvexGradient(n_in, n_in, generators, *sizes)
-        self.second = ConvexGradient(n_out, n_in, generators, *sizes)
-        self.piecewise_affine = activation == "relu" and depth == 1
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.second(self.first(z))
-
-    def inverse_lipschitz(self) -> Tensor:
-        """Lower bound on the slope between any two codes, shape ``(R,)``."""
-        return (self.first.strength() * self.second.strength()).flatten()
