@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skvae._gaussian import LOG_TWO_PI, DiagonalGaussian, bounded_log_scale
+from skvae._gaussian import LOG_TWO_PI, DiagonalGaussian
 
 
 class Frame(nn.Module):
@@ -83,9 +83,9 @@ class LatentVariableModel(nn.Module):
     def posterior(self, x: Tensor, u: Tensor | None = None) -> DiagonalGaussian:
         """q(z|x), or q(z|x,u), shape ``(R, B, d)``."""
         features = (self.likelihood.features(x) - self.frame.centre) / self.frame.scale
-        loc, raw = self.encoder(self.posterior_family.inputs(features, u)).chunk(2, -1)
-        encoded = DiagonalGaussian(loc, bounded_log_scale(raw))
-        return self.posterior_family.combine(encoded, self.prior, u)
+        family = self.posterior_family
+        encoded = family.read(self.encoder(family.inputs(features, u)), self.n_latents)
+        return family.combine(encoded, self.prior, u)
 
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's parameters, shape ``(R, B, n_outputs)``."""
@@ -102,11 +102,10 @@ class LatentVariableModel(nn.Module):
         q = self.posterior(x, u)
         n_replicas, n_rows, n_latents = q.loc.shape
         n_draws = noise.shape[0]
-        z = q.loc.unsqueeze(1) + q.scale.unsqueeze(1) * noise[:, None, :]
-        # log q(z|x) needs the noise alone.
-        log_q = -0.5 * (noise.square().sum(-1)[:, None]) - (
-            q.log_scale.sum(-1).unsqueeze(1) + 0.5 * n_latents * LOG_TWO_PI
-        )
+        z = q.sample_shared(noise)
+        # log q(z|x) needs the noise and the volume alone.
+        log_q = -0.5 * (noise.square() + LOG_TWO_PI).sum(-1)[:, None]
+        log_q = log_q - q.log_volume().unsqueeze(1)
 
         def repeat(a):
             if a is None:

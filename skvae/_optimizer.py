@@ -21,22 +21,24 @@ CLIP_MEMORY = 0.98
 class FlatAdam:
     """Adam over all parameters of a model with R replicas.
 
-    The parameters become views of `values` ``(R, P)`` and their gradients views of
-    `gradients`, so that per-replica norms and the update are single operations.
+    The parameters become views of `values` ``(R, P)``, and their gradients are copied
+    side by side into `gradients`, so that per-replica norms and the update are single
+    operations.
     """
 
     def __init__(self, model: nn.Module, n_replicas: int):
-        parameters = list(model.parameters())
+        self.parameters = parameters = list(model.parameters())
         sizes = [p.numel() // n_replicas for p in parameters]
         like = parameters[0]
         self.values = like.new_empty(n_replicas, sum(sizes))
         self.gradients = torch.zeros_like(self.values)
+        self.slots = []
         start = 0
         for p, size in zip(parameters, sizes, strict=True):
             view = self.values[:, start : start + size].view(p.shape)
             view.copy_(p.detach())
             p.data = view
-            p.grad = self.gradients[:, start : start + size].view(p.shape)
+            self.slots.append(self.gradients[:, start : start + size].view(p.shape))
             start += size
         self.first = torch.zeros_like(self.values)
         self.second = torch.zeros_like(self.values)
@@ -44,8 +46,11 @@ class FlatAdam:
         self.typical_norm = like.new_zeros(n_replicas)
         self.norm_sum = like.new_zeros(n_replicas)
 
-    def zero_grad(self) -> None:
-        self.gradients.zero_()
+    def differentiate(self, loss: Tensor) -> None:
+        """Put the gradient of a scalar into `gradients`."""
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        pairs = [(s, g) for s, g in zip(self.slots, found, strict=True) if g is not None]
+        torch._foreach_copy_([s for s, _ in pairs], [g for _, g in pairs])
 
     def _shorten(self) -> Tensor:
         """Divisors that clip each replica's gradient, shape ``(R,)``."""

@@ -25,8 +25,7 @@ class Amortized(Specification):
             state.model, batch.x, batch.u, q, batch.noise, state.progress
         )
         weighted = (batch.weight * terms.loss).sum(-1) / batch.weight.sum(-1)
-        state.optimizer.zero_grad()
-        weighted.sum().backward()
+        state.optimizer.differentiate(weighted.sum())
         state.optimizer.step(state.rates())
         return terms
 

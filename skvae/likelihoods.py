@@ -100,7 +100,7 @@ class _GaussianModule(_LikelihoodModule):
 
 
 # Log of the first noise scale: below the data, so that codes pay from the start.
-START = -1.2
+START = -0.7
 
 
 class LearnedGaussian(_GaussianModule):

@@ -82,13 +82,12 @@ class WeightedELBO:
     ) -> Terms:
         z = q.sample(noise)
         log_likelihood = model.likelihood.log_prob(x, model.decode(z))
+        kl = charged = model.prior.kl(q, z, u)
         if self.free_bits:
-            kl_per_dimension = model.prior.kl_per_dimension(q, z, u)
-            kl = kl_per_dimension.sum(-1)
-            paying = kl_per_dimension.mean(1, keepdim=True) > self.free_bits
-            charged = torch.where(paying, kl_per_dimension, self.free_bits).sum(-1)
-        else:
-            kl = charged = model.prior.kl(q, z, u)
+            per_dimension = model.prior.kl_per_dimension(q, z, u)
+            free = per_dimension.mean(1, keepdim=True) <= self.free_bits
+            refund = torch.where(free, self.free_bits - per_dimension, 0.0)
+            charged = kl + refund.sum(-1)
         loss = self.weight(progress) * charged - log_likelihood
         return Terms(loss, log_likelihood, kl)
 

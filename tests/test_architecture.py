@@ -341,6 +341,8 @@ def file_complaints(modules):
 def function_complaints(modules):
     for module in modules:
         for node in functions(module):
+            if node.name == "__init__" and module.top == "estimators":
+                continue  # one line per parameter, stored and nothing else
             n_lines = node.end_lineno - node.lineno + 1
             if ast.get_docstring(node, clean=False) is not None:
                 n_lines -= node.body[0].end_lineno - node.body[0].lineno + 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 def axes(ax):
     """The axes given, or those of a new figure."""
+    if ax is not None:
+        return ax
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -12,10 +14,10 @@ def axes(ax):
             "Displays are drawn with matplotlib. Install it with `pip install "
             "skvae[plot]`."
         ) from error
-    return plt.subplots()[1] if ax is None else ax
+    return plt.subplots()[1]
 
 
 def title(ax, name):
     """Set the title where there is one."""
     if name is not None:
-        ax.settitle(name)
+        ax.set_title(name)

@@ -10,13 +10,15 @@ from skvae.displays._axes import axes, title
 
 # More different labels than this are drawn as a continuous colour.
 MAX_CLASSES = 20
+# Features beyond this are not named: their names would overlap.
+MAX_NAMES = 40
 
 
 class LatentTraversalDisplay:
     """What the decoder makes of one component while the others rest.
 
     With an image shape, a grid: a row per component, a column per value. Without, a
-    heat map of how far each feature moves between the two ends.
+    heat map of how far each feature, a row, moves between the two ends.
 
     Parameters
     ----------
@@ -167,7 +169,6 @@ class LatentTraversalDisplay:
             self._plot_response(ax, im_kw or {})
         else:
             self._plot_images(ax, im_kw or {})
-        ax.set_ylabel("component")
         title(ax, self.name if name is None else name)
         self.ax_, self.figure_ = ax, ax.figure
         return self
@@ -195,21 +196,23 @@ class LatentTraversalDisplay:
         ax.set_yticks(middles, self.components)
         ax.set_xticks([])
         ax.set_xlabel("value, low to high")
+        ax.set_ylabel("component")
         ax.tick_params(length=0)
         for spine in ax.spines.values():
             spine.set_visible(False)
 
     def _plot_response(self, ax, im_kw):
-        response = self.rows[:, -1] - self.rows[:, 0]
+        response = (self.rows[:, -1] - self.rows[:, 0]).T
         limit = np.abs(response).max() or 1.0
         options = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, **im_kw}
         options = {"aspect": "auto", "interpolation": "none", **options}
         self.image_ = ax.imshow(response, **options)
-        ax.set_yticks(np.arange(len(self.components)), self.components)
+        ax.set_xticks(np.arange(len(self.components)), self.components)
         names = self.feature_names
-        if names is not None and len(names) <= 30:
-            ax.set_xticks(np.arange(len(names)), names, rotation=90)
-        ax.set_xlabel("feature")
+        if names is not None and len(names) <= MAX_NAMES:
+            ax.set_yticks(np.arange(len(names)), names)
+        ax.set_xlabel("component")
+        ax.set_ylabel("feature")
         ax.figure.colorbar(self.image_, ax=ax, label="change of the decoded mean")
 
 

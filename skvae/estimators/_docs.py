@@ -5,7 +5,7 @@ from __future__ import annotations
 PARAMETERS = """\
 beta : float, default=1.0
         Weight of the KL term in the objective; never part of :meth:`score`.
-    width : int, default=256
+    width : int, default={width}
         Units of each hidden layer of networks given by name.
     depth : int, default=2
         Hidden layers of networks given by name.
@@ -26,7 +26,7 @@ specification, default="gaussian"
         Number of epochs.
     batch_size : int or "auto", default="auto"
         Rows per step. "auto" takes a 32nd of the rows, between 16 and 128.
-    learning_rate : float, default=0.001
+    learning_rate : float, default={learning_rate}
         Adam's step size.
     schedule : {{"cosine", "constant"}}, default="cosine"
         "cosine" keeps the rate for half of training and then lets it fall to a
@@ -95,17 +95,23 @@ kl_per_component_ : ndarray of shape (n_components,)
         Names of features seen during fit, when X has string column names."""
 
 
-def documented(decoder):
+def documented(decoder, *, width=256, learning_rate=0.001):
     """Class decorator that fills the shared sections into the docstring.
 
     Parameters
     ----------
     decoder : str
         Type and default of the class's `decoder` parameter.
+    width : int
+        Default of its `width`.
+    learning_rate : float
+        Default of its `learning_rate`.
     """
 
     def fill(cls):
-        shared = PARAMETERS.format(decoder=decoder)
+        shared = PARAMETERS.format(
+            decoder=decoder, width=width, learning_rate=learning_rate
+        )
         cls.__doc__ = cls.__doc__.replace("[shared parameters]", shared).replace(
             "[shared attributes]", ATTRIBUTES
         )

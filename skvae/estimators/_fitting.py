@@ -83,7 +83,9 @@ def build_model(specifications, n_latents, n_features, auxiliary, seeds):
     n_outputs = likelihood.n_outputs(n_features)
     n_inputs = posterior.n_inputs(n_features, auxiliary.n_columns)
     parts = Parts(
-        encoder=specifications.encoder.build(n_inputs, 2 * n_latents, generators),
+        encoder=specifications.encoder.build(
+            n_inputs, posterior.n_outputs(n_latents), generators
+        ),
         decoder=specifications.decoder.build(n_latents, n_outputs, generators),
         prior=specifications.prior.build(
             n_latents, auxiliary.n_columns, auxiliary.discrete, generators

@@ -37,6 +37,10 @@ or specification, default="auto"
         log-rates otherwise.
     posterior_type : {"product", "joint"}, default="product"
         Posterior under a prior that depends on u; see :class:`iVAE`.
+    covariance : {"full", "diagonal"}, default="full"
+        Covariance of the posterior. A diagonal one is cheaper with many components,
+        but draws the decoder towards orthogonal columns in its Jacobian and so away
+        from the true latents, however small the noise.
     u_type : {"auto", "discrete", "continuous"}, default="auto"
         How u is read. "auto" takes one column of integers, booleans or strings as
         discrete and everything else as continuous.
@@ -98,6 +102,7 @@ or specification, default="auto"
             HasMethods(["build", "get_params"]),
         ],
         "posterior_type": [StrOptions({"product", "joint"})],
+        "covariance": [StrOptions({"full", "diagonal"})],
         "u_type": [StrOptions({"auto", "discrete", "continuous"})],
     }
 
@@ -108,6 +113,7 @@ or specification, default="auto"
         prior="auto",
         inverse_lipschitz=0.1,
         posterior_type="product",
+        covariance="full",
         u_type="auto",
         beta=1.0,
         width=256,
@@ -160,6 +166,7 @@ or specification, default="auto"
         self.prior = prior
         self.inverse_lipschitz = inverse_lipschitz
         self.posterior_type = posterior_type
+        self.covariance = covariance
         self.u_type = u_type
 
     def _parts(self, conditional):
@@ -179,9 +186,9 @@ or specification, default="auto"
                 ),
                 prior=prior,
                 posterior=(
-                    resolve(self.posterior_type, POSTERIORS)
+                    resolve(self.posterior_type, POSTERIORS, covariance=self.covariance)
                     if prior.needs_u
-                    else EncoderPosterior()
+                    else EncoderPosterior(self.covariance)
                 ),
             )
         )

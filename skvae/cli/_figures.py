@@ -1,0 +1,202 @@
+"""The pictures of the page, drawn by the displays and given as inline SVG.
+
+Text and axes take the colour of the page's text, so that one picture serves the light
+and the dark page. A figure exists only while it is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+
+from skvae.displays import (
+    KLDisplay,
+    LatentScatterDisplay,
+    LatentTraversalDisplay,
+    LossCurveDisplay,
+)
+
+# Stands for the page's text colour until the figure is text itself.
+INK = "#123456"
+STYLE = {
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 10,
+    "font.size": 9,
+    "legend.fontsize": 8,
+    "svg.fonttype": "none",
+}
+MAX_TRAVERSED = 10
+MAX_NAMES = 40
+POINTS = 1000
+
+
+def drawn(draw, *, size, name, tight=False):
+    """The SVG text of what ``draw(ax)`` puts on one pair of axes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        return svg(figure, bbox_inches="tight" if tight else None)
+
+
+def svg(figure, **options):
+    """The figure as an ``<svg>`` element that stretches with the page."""
+    file = io.StringIO()
+    options = {"format": "svg", "transparent": True, **options}
+    figure.savefig(file, metadata={"Date": None}, **options)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    # The size comes from the page; viewBox keeps the proportions.
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return text.replace(INK, "currentColor")
+
+
+def kl_pictures(models, forecast):
+    """KL per component with the forecast, one picture per model."""
+    top = 1.08 * max(max(m.estimator.kl_per_component_.max() for m in models), 1e-3)
+    finite = forecast.kl[np.isfinite(forecast.kl)]
+    top = max(top, 1.08 * finite.max()) if len(finite) else top
+
+    def draw_for(model):
+        def draw(ax):
+            estimator = model.estimator
+            display = KLDisplay(
+                estimator.kl_per_component_,
+                active=estimator.active_components_,
+                forecast=forecast.kl,
+                name=model.name,
+            )
+            colors = [model.color if a else "#9aa3ab66" for a in display.active]
+            line = {"color": INK, "linestyle": ":", "markersize": 3}
+            display.plot(ax, bar_kw={"color": colors}, line_kw=line)
+            ax.set_ylim(0, top)
+
+        return draw
+
+    return [
+        (m, drawn(draw_for(m), size=(3.4, 2.3), name=f"kl{m.name}")) for m in models
+    ]
+
+
+def curve_picture(models):
+    """The bound of every model by epoch, without the plunge at the start."""
+
+    def draw(ax):
+        lowest, highest = [], []
+        for model in models:
+            options = {"color": model.color, "linewidth": 1.3}
+            display = LossCurveDisplay.from_estimator(
+                model.estimator, ax=ax, name=model.name, line_kw=options
+            )
+            curve = display.objective
+            lowest.append(curve[min(len(curve) - 1, len(curve) // 10)])
+            highest.append(curve.max())
+        margin = 0.05 * (max(highest) - min(lowest)) or 1.0
+        ax.set_ylim(min(lowest) - margin, max(highest) + margin)
+
+    return drawn(draw, size=(10.4, 4.0), name="curves")
+
+
+def scatter_pictures(results, data):
+    """The first two latents of held-out rows, one picture per method."""
+    rows = np.unique(np.linspace(0, len(data.X_test) - 1, POINTS).astype(int))
+    y = None if data.y_test is None else data.y_test[rows]
+    pictures = []
+    for result in results:
+        if not result.n_components or result.n_components < 2:
+            continue
+
+        def draw(ax, result=result):
+            display = LatentScatterDisplay(result.Z_test[rows, :2], y, name=result.name)
+            options = {"s": 9, "rasterized": True}
+            if y is None:
+                options["color"] = result.color
+            display.plot(ax, legend=False, scatter_kw=options)
+
+        pictures.append((result, drawn(draw, size=(2.9, 2.7), name=f"z{result.name}")))
+    return pictures
+
+
+def legend_of(data):
+    """Class names and their colours in the scatter pictures."""
+    if not data.classes or data.y_test is None:
+        return []
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    classes = np.unique(data.y_test)
+    if len(classes) > 20:
+        return []
+    colors = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"].colors
+    return [(str(c), to_hex(color)) for c, color in zip(classes, colors, strict=False)]
+
+
+def traversal_pictures(models, data):
+    """What each component does: image grids, or heat maps of features."""
+    pictures = []
+    for model in models:
+
+        def draw(ax, model=model):
+            display = LatentTraversalDisplay.from_estimator(
+                model.estimator,
+                data.X_test,
+                components=np.arange(min(model.n_components, MAX_TRAVERSED)),
+                image_shape=data.image_shape,
+                ax=ax,
+                name=model.name,
+            )
+            names = data.names if data.image_shape is None else None
+            if names and len(names) <= MAX_NAMES:
+                short = [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
+                ax.set_yticks(np.arange(len(names)), short)
+                ax.set_ylabel("")
+            return display
+
+        shown = min(model.n_components, MAX_TRAVERSED)
+        if data.image_shape is None:
+            features = min(data.X.shape[1], MAX_NAMES)
+            size = (4.2, 1.0 + 0.17 * max(features, 6))
+        else:
+            height, width = data.image_shape
+            size = (3.2, 0.7 + 2.7 / 7 * shown * height / width)
+        pictures.append((model, drawn(draw, size=size, name=f"t{model.name}")))
+    return pictures
+
+
+def reconstruction_picture(results, data, n_images=12):
+    """Held-out images and what each method makes of them."""
+    height, width = data.image_shape
+    rows = np.unique(np.linspace(0, len(data.X_test) - 1, n_images).astype(int))
+    labels, images = ["original"], [data.X_test[rows]]
+    for result in results:
+        inverse = getattr(result.estimator, "inverse_transform", None)
+        if inverse is not None and result.Z_test is not None:
+            labels.append(result.name)
+            images.append(inverse(result.Z_test[rows]))
+    limits = data.X_test.min(), data.X_test.max()
+    tiles = np.clip(np.stack(images), *limits)
+
+    def draw(ax):
+        options = {"vmin": limits[0], "vmax": limits[1]}
+        display = LatentTraversalDisplay(tiles, image_shape=(height, width))
+        display.plot(ax, im_kw=options)
+        ax.set_yticks(ax.get_yticks(), labels)
+        ax.set_ylabel("")
+        ax.set_xlabel("")
+
+    size = (10.4, 0.2 + 9.2 / n_images * len(labels) * height / width)
+    return drawn(draw, size=size, name="reconstructions", tight=True)

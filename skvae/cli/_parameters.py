@@ -1,0 +1,50 @@
+"""Constructor parameters written on a command line."""
+
+from __future__ import annotations
+
+import ast
+
+import skvae
+from skvae.cli._files import closest
+
+
+def estimator_class(name):
+    """The class of a name, in any case."""
+    known = {cls.__name__: cls for cls in skvae.all_estimators()}
+    by_case = {key.lower(): cls for key, cls in known.items()}
+    if name.lower() not in by_case:
+        raise ValueError(f"Unknown estimator {name!r}.{closest(name, known)}")
+    return by_case[name.lower()]
+
+
+def literal(text):
+    """A Python value, or the text itself where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def parameters_from(cls, assignments, *, lenient=False):
+    """Parameters of a class from ``name=value`` texts.
+
+    `lenient` passes over names that another estimator of the package has.
+    """
+    names = sorted(cls().get_params(deep=False))
+    others = set()
+    if lenient:
+        for other in skvae.all_estimators():
+            others |= set(other().get_params(deep=False))
+    found = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise ValueError(f"{assignment!r} is not of the form name=value.")
+        if name in names:
+            found[name] = literal(text)
+        elif name not in others:
+            raise ValueError(
+                f"{cls.__name__} has no parameter {name!r}.{closest(name, names)}"
+            )
+    return found

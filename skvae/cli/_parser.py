@@ -1,0 +1,186 @@
+"""The arguments of every command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+DATA_HELP = ".npz, .npy, .csv or .parquet file"
+
+
+class Stop(Exception):
+    """Nothing is left to do: help was shown, or the arguments were wrong."""
+
+    def __init__(self, code):
+        super().__init__(code)
+        self.code = code
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line and never ends the process."""
+
+    def exit(self, status=0, message=None):
+        if message:
+            print(message, end="", file=sys.stderr)
+        raise Stop(status)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def positive(text):
+    """An integer of at least one."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def shape(text):
+    """``28,28`` as a pair."""
+    height, width = (int(side) for side in text.lower().replace("x", ",").split(","))
+    return height, width
+
+
+positive.__name__, shape.__name__ = "positive integer", "image shape"
+
+
+def _add_data_options(parser):
+    parser.add_argument(
+        "--target",
+        metavar="NAME",
+        help="column (or array of an .npz file) with the labels",
+    )
+
+
+def _add_compare(commands):
+    parser = commands.add_parser(
+        "compare",
+        help="fit every estimator on one data set and show what came out",
+        description="Fit every estimator and the usual baselines on one data set, "
+        "measure them on held-out rows, print a table and write one HTML page. "
+        "Without --data: the digits that come with scikit-learn.",
+    )
+    add = parser.add_argument
+    add("--data", metavar="FILE", help=DATA_HELP)
+    _add_data_options(parser)
+    add("--rows", type=positive, default=None, help="training rows (default 10000)")
+    add("--n-components", "-k", type=positive, default=10, help="latents (default 10)")
+    add("--max-iter", type=positive, help="epochs (default: 3000 to 6000 steps)")
+    add("--width", type=positive, help="units per hidden layer (default 128 or 256)")
+    add("--likelihood", metavar="NAME", help="default: chosen from the values of X")
+    add("--methods", metavar="A,B", help="estimators to fit (default: all)")
+    add("--set", metavar="NAME=VALUE", action="append", default=[], help="see fit")
+    add("--without-labels", action="store_true", help="train without the labels")
+    add("--image-shape", type=shape, metavar="H,W", help="rows are images of H by W")
+    add("--seed", type=int, default=0, help="decides everything random (default 0)")
+    add("--n-init", type=positive, default=1, help="restarts per estimator")
+    add("--output", "-o", default="skvae-compare.html", help="default %(default)s")
+    add("--no-page", action="store_true", help="print the table only")
+    add("--quick", action="store_true", help="fewer rows and epochs, for a first look")
+
+
+def _add_fit(commands):
+    parser = commands.add_parser(
+        "fit",
+        allow_abbrev=False,
+        help="fit one estimator and save it",
+        description="Fit one estimator and save it. Its parameters are options: "
+        "--n-components 8 --beta 4 --likelihood bernoulli, or --set beta=4.",
+    )
+    add = parser.add_argument
+    add("estimator", metavar="ESTIMATOR", help="a name that `skvae list` shows")
+    add("data", metavar="DATA", help=DATA_HELP)
+    _add_data_options(parser)
+    add("--u", metavar="NAME", help="column (or array) with the auxiliary variable")
+    add("--u-file", metavar="FILE", help=".npy or .csv file with it")
+    add("--set", metavar="NAME=VALUE", action="append", default=[], help="a parameter")
+    add("-o", "--output", metavar="MODEL", default="model.skvae", help="%(default)s")
+    return parser
+
+
+def _add_model_commands(commands):
+    for name, text in (
+        ("transform", "latents of the rows of a file"),
+        ("score", "held-out log-likelihood of a file, in nats per row"),
+    ):
+        parser = commands.add_parser(name, help=text, description=f"Print the {text}.")
+        add = parser.add_argument
+        add("model", metavar="MODEL", help="a file that `skvae fit` wrote")
+        add("data", metavar="DATA", help=DATA_HELP)
+        add("--part", choices=["train", "test"], help="part of an .npz file with two")
+        _add_data_options(parser)
+        add("--u", metavar="NAME", help="column (or array) with the auxiliary variable")
+        if name == "transform":
+            add("-o", "--output", metavar="FILE", help=".npy or .csv; default: print")
+
+
+def _add_answers(commands):
+    parser = commands.add_parser(
+        "forecast",
+        help="which latents will collapse, before any training",
+        description="Predict from one decomposition of X which latents will live.",
+    )
+    add = parser.add_argument
+    add("data", metavar="DATA", help=DATA_HELP)
+    _add_data_options(parser)
+    add("--beta", type=float, default=1.0, help="weight of the KL term (default 1)")
+    add("--n-components", "-k", type=positive, default=10, help="latents (default 10)")
+    add("--noise-variance", type=float, help="fixed noise (default: learned)")
+    add("--likelihood", metavar="NAME", default="gaussian", help="%(default)s")
+    parser = commands.add_parser("list", help="estimators, likelihoods and decoders")
+    parser.add_argument(
+        "estimator", metavar="ESTIMATOR", nargs="?", help="show its parameters"
+    )
+
+
+def build():
+    """The parser, and that of ``fit``, whose options are not all known here."""
+    from skvae import __version__
+
+    parser = Parser(
+        prog="skvae",
+        description="Variational autoencoders whose latents do not collapse.",
+        epilog="skvae COMMAND --help lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error came from"
+    )
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=Parser
+    )
+    _add_compare(commands)
+    fit = _add_fit(commands)
+    _add_model_commands(commands)
+    _add_answers(commands)
+    return parser, fit
+
+
+def _take_parameters(fit, argv):
+    """Turn ``--beta 4`` into ``--set beta=4`` where fit has no option of the name."""
+    known = set(fit._option_string_actions)
+    kept, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name in known or name == "--":
+            kept.append(word)
+            if word in known and word not in {"--help", "-h"} and rest:
+                kept.append(rest.pop(0))
+            continue
+        if not equals:
+            if not rest:
+                fit.error(f"{name} needs a value")
+            value = rest.pop(0)
+        kept.append(f"--set={name[2:].replace('-', '_')}={value}")
+    return kept
+
+
+def parse(argv):
+    """The arguments as a namespace; Stop where there is nothing to run."""
+    parser, fit = build()
+    if "fit" in argv:
+        start = argv.index("fit") + 1
+        argv = [*argv[:start], *_take_parameters(fit, argv[start:])]
+    return parser.parse_args(argv)

@@ -1,0 +1,191 @@
+"""Closed forms that training, scoring and the batched engine must reach."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.decomposition import PCA, FactorAnalysis
+
+from skvae import (
+    LIDVAE,
+    VAE,
+    PosteriorCollapseWarning,
+    SkipVAE,
+    collapse_forecast,
+    iVAE,
+)
+from skvae.datasets import make_linear_gaussian, make_nonlinear_ica
+from skvae.likelihoods import Gaussian
+from skvae.networks import MLP
+
+LINEAR = {"encoder": MLP(depth=0), "decoder": MLP(depth=0)}
+
+
+@pytest.fixture(scope="module")
+def linear_data():
+    return make_linear_gaussian(
+        2000, n_features=8, n_components=3, noise_std=0.5, random_state=0
+    )[0]
+
+
+def linear_vae(n_components, **options):
+    defaults = {
+        "max_iter": 60,
+        "learning_rate": 0.01,
+        "n_draws": 200,
+        "random_state": 0,
+        **LINEAR,
+    }
+    return VAE(n_components, **{**defaults, **options})
+
+
+def test_linear_vae_reaches_probabilistic_pca(linear_data):
+    vae = linear_vae(3).fit(linear_data)
+    pca = PCA(3).fit(linear_data)
+    assert vae.score(linear_data) == pytest.approx(pca.score(linear_data), abs=0.02)
+    assert vae.noise_variance_ == pytest.approx(pca.noise_variance_, rel=0.03)
+
+
+def test_linear_vae_with_noise_per_feature_reaches_factor_analysis():
+    rng = np.random.default_rng(0)
+    noise = np.array([0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
+    X = rng.normal(size=(3000, 2)) @ rng.normal(size=(2, 6)) * 1.5
+    X += rng.normal(size=X.shape) * noise
+    likelihood = Gaussian(noise="per_feature")
+    # The posterior of factor analysis is correlated in the columns' own basis, but
+    # its rotation to a diagonal one is in the model's reach.
+    vae = linear_vae(2, likelihood=likelihood, max_iter=80).fit(X)
+    analysis = FactorAnalysis(2, tol=1e-8, max_iter=5000).fit(X)
+    assert vae.score(X) == pytest.approx(analysis.score(X), abs=0.03)
+    assert np.sqrt(vae.noise_variance_) == pytest.approx(
+        np.sqrt(analysis.noise_variance_), rel=0.1
+    )
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_collapse_law_is_met_by_trained_models(beta):
+    rng = np.random.default_rng(1)
+    scales = np.sqrt([6.0, 3.0, 1.5, 0.7, 0.3, 0.3, 0.3, 0.3])
+    X = rng.normal(size=(3000, 8)) * scales
+    forecast = collapse_forecast(X, beta=beta, noise_variance=1.0, n_components=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PosteriorCollapseWarning)
+        vae = linear_vae(5, beta=beta, likelihood=Gaussian(noise=1.0)).fit(X)
+    assert vae.active_components_.sum() == forecast.n_active
+    assert vae.kl_per_component_ == pytest.approx(forecast.kl_per_component, abs=0.03)
+
+
+def test_collapse_law_with_learned_noise():
+    rng = np.random.default_rng(2)
+    scales = np.sqrt([6.0, 3.0, 1.2, *[0.5] * 9])
+    X = rng.normal(size=(4000, 12)) * scales
+    forecast = collapse_forecast(X, beta=2.0, n_components=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PosteriorCollapseWarning)
+        vae = linear_vae(4, beta=2.0).fit(X)
+    assert vae.active_components_.sum() == forecast.n_active
+    assert vae.noise_variance_ == pytest.approx(forecast.noise_variance, rel=0.03)
+
+
+def test_score_does_not_depend_on_beta_or_objective(linear_data):
+    vae = linear_vae(2, max_iter=3).fit(linear_data)
+    before = vae.score(linear_data)
+    assert vae.set_params(beta=7.0).score(linear_data) == before
+
+
+FAST = {"width": 16, "max_iter": 4, "batch_size": 32, "n_draws": 8, "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        VAE(2, **FAST),
+        SkipVAE(2, **FAST),
+        LIDVAE(2, **FAST),
+        LIDVAE(2, decoder="brenier", **FAST),
+        iVAE(2, **FAST),
+        VAE(2, early_stopping=True, n_iter_no_change=4, **FAST),
+    ],
+    ids=lambda e: type(e).__name__ + str(e.decoder) + str(e.early_stopping),
+)
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_replicas_trained_together_equal_replicas_trained_alone(estimator):
+    from skvae._random import streams
+    from skvae._training import train
+    from skvae.estimators._fitting import (
+        Auxiliary,
+        build_model,
+        draw_seeds,
+        prepare,
+        split,
+        to_data,
+    )
+
+    X, u = make_nonlinear_ica(160, n_segments=4, random_state=0)
+    one_hot = np.eye(4, dtype=np.float32)[u]
+    _, seeds = draw_seeds(np.random.RandomState(3), 3)
+    parts = estimator._parts(conditional=True)
+    auxiliary = Auxiliary(4, True)
+    data = to_data(X, one_hot, np.ones(len(X)), "cpu")
+
+    def run(seeds, draws=None):
+        model = build_model(parts, 2, 4, auxiliary, seeds)
+        prepare(model, data, auxiliary)
+        training, validation = data, None
+        if estimator.early_stopping:
+            training, validation = split(data, 0.2, 0)
+        history = train(
+            model,
+            training,
+            objective=parts.objective.build(1.0, model.prior),
+            inference=parts.inference.build(),
+            settings=estimator._settings(len(training.x), 4),
+            seeds=seeds,
+            begin_epoch=lambda: lambda row: False,
+            validation=validation,
+            draws=streams(seeds, "cpu"),
+        )
+        return model, history
+
+    together, history = run(seeds)
+    for replica, seed in enumerate(seeds):
+        alone, own = run([seed])
+        shared = together.select(replica)
+        for a, b in zip(shared.parameters(), alone.parameters(), strict=True):
+            np.testing.assert_allclose(
+                a.detach().numpy(), b.detach().numpy(), rtol=2e-3, atol=2e-5
+            )
+        losses = [row.loss[replica] for row in history.epochs]
+        assert losses == pytest.approx([row.loss[0] for row in own.epochs], rel=1e-4)
+
+
+def test_restarts_keep_the_best_and_report_consistency():
+    X, _ = make_linear_gaussian(400, n_features=6, n_components=2, random_state=0)
+    vae = linear_vae(2, n_init=3, max_iter=30).fit(X)
+    singles = [linear_vae(2, max_iter=30).fit(X).best_bound_]
+    assert vae.best_bound_ >= singles[0] - 1e-3
+    assert vae.consistency_.shape == (2,)
+    assert vae.consistency_[0] > 0.95
+
+
+def test_warm_start_continues(linear_data):
+    vae = linear_vae(2, max_iter=5, warm_start=True).fit(linear_data)
+    first = vae.best_bound_
+    vae.fit(linear_data)
+    assert vae.best_bound_ > first
+    assert len(vae.loss_curve_) == 10
+    cold = clone(vae).set_params(warm_start=False).fit(linear_data)
+    assert cold.best_bound_ == pytest.approx(first, abs=1e-6)
+
+
+def test_partial_fit_learns_from_chunks(linear_data):
+    chunks = np.array_split(linear_data, 4)
+    vae = linear_vae(3, learning_rate=0.01)
+    for _ in range(30):
+        for chunk in chunks:
+            vae.partial_fit(chunk)
+    pca = PCA(3).fit(linear_data)
+    assert vae.score(linear_data) == pytest.approx(pca.score(linear_data), abs=0.05)
+    assert vae.n_iter_ == 120
