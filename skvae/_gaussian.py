@@ -144,6 +144,10 @@ class CorrelatedGaussian:
         other_precision = exp(-2.0 * other.log_scale)
         weighted = (precision @ self.loc.unsqueeze(-1)).squeeze(-1)
         weighted = (weighted + other_precision * other.loc).unsqueeze(-1)
-        factor = torch.linalg.cholesky(precision + torch.diag_embed(other_precision))
+        # A failed factorisation becomes NaN, which training knows how to undo.
+        factor, failed = torch.linalg.cholesky_ex(
+            precision + torch.diag_embed(other_precision)
+        )
+        factor = torch.where(failed[..., None, None] > 0, torch.nan, factor)
         loc = torch.cholesky_solve(weighted, factor).squeeze(-1)
         return CorrelatedGaussian(loc, factor)

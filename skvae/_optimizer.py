@@ -49,7 +49,9 @@ class FlatAdam:
     def differentiate(self, loss: Tensor) -> None:
         """Put the gradient of a scalar into `gradients`."""
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        pairs = [(s, g) for s, g in zip(self.slots, found, strict=True) if g is not None]
+        pairs = [
+            (s, g) for s, g in zip(self.slots, found, strict=True) if g is not None
+        ]
         torch._foreach_copy_([s for s, _ in pairs], [g for _, g in pairs])
 
     def _shorten(self) -> Tensor:

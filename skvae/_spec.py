@@ -13,6 +13,10 @@ class Specification(BaseEstimator):
     """
 
     _doc_link_module = "skvae"
+    _parameter_constraints: dict = {}
+
+    family = None
+    """What kind of part it is; parts of one family may stand for each other."""
 
 
 def resolve(part, table, **defaults):
@@ -33,9 +37,18 @@ def resolve(part, table, **defaults):
     specification : object with a ``build`` method
     """
     if not isinstance(part, str):
-        return clone(part)
-    specification = table[part]()
-    known = specification.get_params(deep=False)
-    return specification.set_params(
-        **{name: value for name, value in defaults.items() if name in known}
-    )
+        family = next(reversed(table.values())).family
+        if isinstance(part, type) or getattr(part, "family", None) != family:
+            raise TypeError(
+                f"{part!r} was passed where a {family} is needed. Pass one of "
+                f"{sorted(table)} or an instance of a {family} specification."
+            )
+        specification = clone(part)
+    else:
+        specification = table[part]()
+        known = specification.get_params(deep=False)
+        specification.set_params(
+            **{name: value for name, value in defaults.items() if name in known}
+        )
+    specification._validate_params()
+    return specification

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 import numpy as np
-from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -29,14 +32,47 @@ def check_X(estimator, X, *, reset):
     Raises ValueError for NaN, infinities, wrong shapes and, when fitting, for fewer
     than two rows.
     """
-    return validate_data(
+    X = validate_data(
         estimator,
         X,
         reset=reset,
         dtype=(np.float64, np.float32, np.uint8),
         order="C",
         ensure_min_samples=2 if reset else 1,
+        ensure_all_finite=False,
     )
+    check_finite(estimator, X)
+    return X
+
+
+def check_finite(estimator, X):
+    """Raise ValueError naming row, column and remedy for NaN and infinities."""
+    if X.dtype == np.uint8:
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(X.sum()):
+            return
+    bad = ~np.isfinite(X)
+    if not bad.any():
+        return
+    row, column = _first(bad)
+    value, remedy = "infinity", "Clip such values or drop their rows."
+    if np.isnan(X[row, column]):
+        value, remedy = "NaN", "Impute it (SimpleImputer) or drop such rows."
+    raise ValueError(
+        f"Input X contains {value} in {column_name(estimator, column)}, row {row}. "
+        f"{type(estimator).__name__} accepts finite numbers alone. {remedy}"
+    )
+
+
+def warn(message, category=UserWarning):
+    """Warn at the line that called into the package, however deep this is."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_back.f_globals.get(
+        "__name__", ""
+    ).startswith(("skvae.", "sklearn.", "joblib.")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level + 1)
 
 
 def column_name(estimator, column):
@@ -52,7 +88,9 @@ def _first(mask):
 
 def check_domain(estimator, X, domain, likelihood):
     """Raise ValueError naming value, row, column and remedy for X outside `domain`."""
-    outside, message = DOMAINS[domain](X)
+    outside, message = _real(X)
+    if outside is None:
+        outside, message = DOMAINS[domain](X)
     if outside is None:
         return
     row, column = _first(outside)
@@ -116,7 +154,9 @@ DOMAINS = {"real": _real, "unit interval": _unit_interval, "count": _count}
 
 
 def constant_columns(X):
-    """Numbers of the columns of X that hold one value only."""
+    """Numbers of the columns that hold one value only, in single precision."""
+    if X.dtype == np.float64:
+        X = X.astype(np.float32)
     return np.flatnonzero((X[0] == X).all(axis=0))
 
 
@@ -127,8 +167,9 @@ def check_constant_columns(estimator, X):
         return None
     if len(columns) == X.shape[1]:
         raise ValueError(
-            f"Every column of X passed to {type(estimator).__name__} is constant, so "
-            "there is nothing to learn. Check how X was made."
+            f"Every column of X passed to {type(estimator).__name__} is constant in "
+            "the single precision that networks are trained in, so there is nothing to "
+            "learn. Check how X was made, or centre and scale it (StandardScaler)."
         )
     shown = ", ".join(column_name(estimator, c) for c in columns[:5])
     more = f" and {len(columns) - 5} more" if len(columns) > 5 else ""
@@ -155,7 +196,11 @@ def check_sample_weight(sample_weight, X):
     )
     if sample_weight.ndim != 1:
         raise ValueError("Sample weights must be 1D array or scalar")
-    check_consistent_length(X, sample_weight)
+    if len(sample_weight) != X.shape[0]:
+        raise ValueError(
+            f"sample_weight has {len(sample_weight)} entries, but X has {X.shape[0]} "
+            "rows. Pass one weight per row."
+        )
     if (sample_weight < 0).any():
         raise ValueError("sample_weight holds negative weights; weights must be >= 0.")
     if not sample_weight.any():

@@ -10,6 +10,8 @@ from skvae._spec import Specification
 class Amortized(Specification):
     """The encoder's answer is the posterior; both networks take one joint step."""
 
+    family = "inference"
+
     def build(self):
         """An amortised posterior has no options: it is its own procedure."""
         return self

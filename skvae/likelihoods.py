@@ -9,6 +9,7 @@ summed over features, of shape ``(R, B)``. `features` is the encoder's view of x
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from skvae._gaussian import LOG_TWO_PI
 from skvae._spec import Specification
+from skvae._validation import Interval, StrOptions
 
 
 class _LikelihoodModule(nn.Module):
@@ -53,6 +55,14 @@ class Gaussian(Specification):
     """
 
     domain = "real"
+
+    family = "likelihood"
+    _parameter_constraints: dict = {
+        "noise": [
+            StrOptions({"shared", "per_feature"}),
+            Interval(Real, 0, None, closed="neither"),
+        ]
+    }
 
     def __init__(self, noise="shared"):
         self.noise = noise
@@ -167,6 +177,8 @@ class Bernoulli(Specification):
 
     domain = "unit interval"
 
+    family = "likelihood"
+
     def build(self, n_features: int, n_replicas: int):
         """Make the module."""
         return BernoulliModule()
@@ -216,6 +228,8 @@ class Poisson(Specification):
 
     domain = "count"
 
+    family = "likelihood"
+
     def build(self, n_features: int, n_replicas: int):
         """Make the module."""
         return PoissonModule()
@@ -243,6 +257,8 @@ class NegativeBinomial(Specification):
     """
 
     domain = "count"
+
+    family = "likelihood"
 
     def build(self, n_features: int, n_replicas: int):
         """Make the module for R replicas."""

@@ -6,12 +6,15 @@ over rows.
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
 from skvae._gaussian import DiagonalGaussian
 from skvae._model import Terms
 from skvae._spec import Specification
+from skvae._validation import Interval
 
 
 class ELBO(Specification):
@@ -36,6 +39,12 @@ class ELBO(Specification):
     >>> VAE(objective=ELBO(warm_up=0.2))
     VAE(objective=ELBO(warm_up=0.2))
     """
+
+    family = "objective"
+    _parameter_constraints: dict = {
+        "warm_up": [Interval(Real, 0, 1, closed="left")],
+        "free_bits": [Interval(Real, 0, None, closed="left")],
+    }
 
     def __init__(self, warm_up=0.0, free_bits=0.0):
         self.warm_up = warm_up

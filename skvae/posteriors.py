@@ -47,6 +47,8 @@ class EncoderPosterior(Specification):
 
     requires_u = False
 
+    family = "posterior"
+
     def __init__(self, covariance="diagonal"):
         self.covariance = covariance
 

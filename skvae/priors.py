@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Generator, Tensor, nn
 
 from skvae._gaussian import LOG_TWO_PI, DiagonalGaussian, bounded_log_scale
 from skvae._spec import Specification
+from skvae._validation import Interval, StrOptions
 from skvae.networks._layers import ACTIVATIONS, Linear, matmul, normal_weights, zeros
 
 # Singular values below this fraction of the largest count as zero.
@@ -38,6 +40,8 @@ class StandardNormal(Specification):
     """The prior N(0, I)."""
 
     needs_u = False
+
+    family = "prior"
 
     def build(self, n_latents, n_auxiliary, discrete, generators):
         """Make the module."""
@@ -139,6 +143,13 @@ class ConditionalGaussian(Specification):
     """
 
     needs_u = True
+
+    family = "prior"
+    _parameter_constraints: dict = {
+        "mean": [StrOptions({"learned", "zero"})],
+        "variance": [StrOptions({"learned", "unit"})],
+        "width": [Interval(Integral, 1, None, closed="left")],
+    }
 
     def __init__(self, mean="learned", variance="learned", width=50):
         self.mean = mean
@@ -295,6 +306,11 @@ class GaussianMixture(Specification):
     """
 
     needs_u = False
+
+    family = "prior"
+    _parameter_constraints: dict = {
+        "n_mixtures": [Interval(Integral, 1, None, closed="left")]
+    }
 
     def __init__(self, n_mixtures=10):
         self.n_mixtures = n_mixtures

@@ -122,14 +122,6 @@ def test_every_method_has_a_row_in_the_table(compared):
     assert rows["PCA"]["log p(x)"] == rows["PCA"]["KL"] == "-"
 
 
-def test_probe_of_a_baseline_is_what_it_says(compared, arrays):
-    pca = PCA(3, random_state=0).fit(arrays["X_train"] / 255)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-    probe.fit(pca.transform(arrays["X_train"] / 255), arrays["y_train"])
-    score = probe.score(pca.transform(arrays["X_test"] / 255), arrays["y_test"])
-    assert read_table(compared[0])["PCA"]["probe"] == f"{100 * score:.1f}%"
-
-
 @pytest.fixture(scope="module")
 def parameters():
     return {
@@ -145,6 +137,29 @@ def parameters():
 @pytest.fixture
 def unit(arrays):
     return {name: arrays[name] / np.float32(255) for name in ("X_train", "X_test")}
+
+
+def linear_probe(Z, Z_test, arrays):
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    score = probe.fit(Z, arrays["y_train"]).score(Z_test, arrays["y_test"])
+    return f"{100 * score:.1f}%"
+
+
+def test_probe_of_a_baseline_is_what_it_says(compared, arrays):
+    X, X_test = arrays["X_train"] / 255, arrays["X_test"] / 255
+    pca = PCA(3, random_state=0).fit(X)
+    score = linear_probe(pca.transform(X), pca.transform(X_test), arrays)
+    assert read_table(compared[0])["PCA"]["probe"] == score
+
+
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+def test_probe_reads_latents_that_saw_no_labels(compared, unit, arrays, parameters):
+    model = skvae.iVAE(**parameters).fit(unit["X_train"], arrays["y_train"])
+    Z, Z_test = model.transform(unit["X_train"]), model.transform(unit["X_test"])
+    found = read_table(compared[0])["iVAE+"]["probe"]
+    assert found == linear_probe(Z, Z_test, arrays)
+    told = model.transform(unit["X_train"], u=arrays["y_train"])
+    assert found != linear_probe(told, Z_test, arrays)
 
 
 @pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")

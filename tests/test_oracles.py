@@ -31,8 +31,9 @@ def linear_data():
 
 def linear_vae(n_components, **options):
     defaults = {
-        "max_iter": 60,
-        "learning_rate": 0.01,
+        "max_iter": 100,
+        "learning_rate": 0.02,
+        "batch_size": 128,
         "n_draws": 200,
         "random_state": 0,
         **LINEAR,
@@ -49,14 +50,14 @@ def test_linear_vae_reaches_probabilistic_pca(linear_data):
 
 def test_linear_vae_with_noise_per_feature_reaches_factor_analysis():
     rng = np.random.default_rng(0)
-    noise = np.array([0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
-    X = rng.normal(size=(3000, 2)) @ rng.normal(size=(2, 6)) * 1.5
+    noise = np.linspace(0.4, 1.3, 10)
+    X = rng.normal(size=(2000, 2)) @ rng.normal(size=(2, 10)) * 1.5
     X += rng.normal(size=X.shape) * noise
     likelihood = Gaussian(noise="per_feature")
     # The posterior of factor analysis is correlated in the columns' own basis, but
     # its rotation to a diagonal one is in the model's reach.
-    vae = linear_vae(2, likelihood=likelihood, max_iter=80).fit(X)
-    analysis = FactorAnalysis(2, tol=1e-8, max_iter=5000).fit(X)
+    vae = linear_vae(2, likelihood=likelihood).fit(X)
+    analysis = FactorAnalysis(2, tol=1e-3, max_iter=2000).fit(X)
     assert vae.score(X) == pytest.approx(analysis.score(X), abs=0.03)
     assert np.sqrt(vae.noise_variance_) == pytest.approx(
         np.sqrt(analysis.noise_variance_), rel=0.1
@@ -79,7 +80,7 @@ def test_collapse_law_is_met_by_trained_models(beta):
 def test_collapse_law_with_learned_noise():
     rng = np.random.default_rng(2)
     scales = np.sqrt([6.0, 3.0, 1.2, *[0.5] * 9])
-    X = rng.normal(size=(4000, 12)) * scales
+    X = rng.normal(size=(3000, 12)) * scales
     forecast = collapse_forecast(X, beta=2.0, n_components=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PosteriorCollapseWarning)
@@ -163,9 +164,9 @@ def test_replicas_trained_together_equal_replicas_trained_alone(estimator):
 
 def test_restarts_keep_the_best_and_report_consistency():
     X, _ = make_linear_gaussian(400, n_features=6, n_components=2, random_state=0)
-    vae = linear_vae(2, n_init=3, max_iter=30).fit(X)
-    singles = [linear_vae(2, max_iter=30).fit(X).best_bound_]
-    assert vae.best_bound_ >= singles[0] - 1e-3
+    vae = linear_vae(2, n_init=3, batch_size=32).fit(X)
+    single = linear_vae(2, batch_size=32).fit(X)
+    assert vae.best_bound_ >= single.best_bound_ - 1e-3
     assert vae.consistency_.shape == (2,)
     assert vae.consistency_[0] > 0.95
 
@@ -182,10 +183,10 @@ def test_warm_start_continues(linear_data):
 
 def test_partial_fit_learns_from_chunks(linear_data):
     chunks = np.array_split(linear_data, 4)
-    vae = linear_vae(3, learning_rate=0.01)
-    for _ in range(30):
+    vae = linear_vae(3, batch_size=50)
+    for _ in range(40):
         for chunk in chunks:
             vae.partial_fit(chunk)
     pca = PCA(3).fit(linear_data)
-    assert vae.score(linear_data) == pytest.approx(pca.score(linear_data), abs=0.05)
-    assert vae.n_iter_ == 120
+    assert vae.score(linear_data) == pytest.approx(pca.score(linear_data), abs=0.1)
+    assert vae.n_iter_ == 160

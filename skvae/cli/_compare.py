@@ -71,7 +71,9 @@ def make_estimators(classes, arguments, data: Prepared):
             )
             continue
         more = parameters_from(cls, arguments.set, lenient=len(classes) > 1)
-        estimators.append(cls(**{**given, **more}))
+        names = cls().get_params(deep=False)
+        shared = {name: value for name, value in given.items() if name in names}
+        estimators.append(cls(**{**shared, **more}))
     if not estimators:
         raise ValueError(" ".join(data.notes))
     return estimators

@@ -78,7 +78,9 @@ def takes_labels(cls):
 
 def chosen_estimators(names):
     """Classes for a comma-separated list, all of them for None."""
-    known = {cls.__name__: cls for cls in skvae.all_estimators()}
+    # Only models with a posterior have the numbers that are compared.
+    models = [cls for cls in skvae.all_estimators() if hasattr(cls, "posterior")]
+    known = {cls.__name__: cls for cls in models}
     if names is None:
         return list(known.values())
     by_case = {name.lower(): cls for name, cls in known.items()}

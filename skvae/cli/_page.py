@@ -10,7 +10,7 @@ from html import escape
 import skvae
 from skvae.cli import _figures
 from skvae.cli._columns import cells, columns
-from skvae.cli._style import SCRIPT_FREE_STYLE
+from skvae.cli._style import STYLE
 from skvae.cli._words import collapse_warnings, notes_on, summary
 
 LIBRARIES = ("torch", "scikit-learn", "numpy", "scipy", "matplotlib")
@@ -184,6 +184,8 @@ def reading_section(data, results):
         "Gaussian.",
         "KL": "More is not better: it is what the latents cost. A mutual information "
         "far below it is paid for nothing.",
+        "MI": "Estimated from the standard deviations of the posteriors; correlations "
+        "within a posterior are left out.",
         "slope": "In units of X or of logits per unit of latent. A positive number "
         "proves that no two codes decode to the same thing.",
         "probe": "Logistic regression on standardised latents, fitted on training rows "
@@ -255,7 +257,7 @@ def page(data, results, forecast, *, command, arguments, seconds):
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>skvae: {escape(data.title)}</title>"
-        f"<style>{SCRIPT_FREE_STYLE}</style></head>"
+        f"<style>{STYLE}</style></head>"
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
 

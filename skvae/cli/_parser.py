@@ -173,7 +173,7 @@ def _take_parameters(fit, argv):
             if not rest:
                 fit.error(f"{name} needs a value")
             value = rest.pop(0)
-        kept.append(f"--set={name[2:].replace('-', '_')}={value}")
+        kept.append(f"--set={name[2:]}={value}")
     return kept
 
 

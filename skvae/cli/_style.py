@@ -1,6 +1,6 @@
 """How the page looks, in light and in dark."""
 
-SCRIPT_FREE_STYLE = """
+STYLE = """
 :root {
   color-scheme: light dark;
   --text: #1d2429; --soft: #5b6770; --line: #dde2e6; --page: #ffffff;

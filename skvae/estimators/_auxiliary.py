@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.utils import check_array, check_consistent_length
+from sklearn.utils import check_array
+from sklearn.utils.validation import _num_samples
 
 from skvae.estimators._fitting import Auxiliary
 
@@ -70,7 +71,17 @@ def is_discrete(u, u_type):
 
 def check_length(X, u):
     """ValueError unless u has one entry per row of X."""
-    check_consistent_length(X, u)
+    n_rows, n_entries = _num_samples(X), _num_samples(u)
+    if n_rows != n_entries:
+        raise ValueError(
+            f"u has {n_entries} entries, but X has {n_rows} rows. Pass one value of u "
+            "(or of y in its place) per row."
+        )
+
+
+def _is_missing(value):
+    # pandas.NA is equal to nothing and has no truth value.
+    return value is None or str(value == value) != "True"
 
 
 def _one_column(u):
@@ -80,9 +91,12 @@ def _one_column(u):
     if u.ndim != 1:
         raise ValueError(f"A discrete u must be one column. Got shape {u.shape}.")
     if u.dtype.kind == "O":
-        if any(value is None or value != value for value in u):
+        if any(_is_missing(value) for value in u):
             raise ValueError("u holds missing values; give them a category or drop.")
-        u = u.astype(str)
+        # Integers and booleans in an object column mean what they mean elsewhere.
+        u = np.array(u.tolist())
+        if u.dtype.kind == "O":
+            u = u.astype(str)
     if u.dtype.kind == "f" and not np.isfinite(u).all():
         raise ValueError("u contains NaN or infinity.")
     return u

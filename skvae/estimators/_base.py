@@ -31,6 +31,7 @@ from skvae._validation import (
     check_random_state,
     check_sample_weight,
     check_X,
+    warn,
 )
 from skvae.estimators._fitting import (
     Auxiliary,
@@ -251,7 +252,7 @@ class BaseVAE(
         try:
             device = resolve_device(self.device)
         except ValueError as error:
-            warnings.warn(f"{error} The CPU is used.", UserWarning, stacklevel=4)
+            warn(f"{error} The CPU is used.")
             device = torch.device("cpu")
         return lifted(self.module_, torch_dtype, device)
 
@@ -340,6 +341,10 @@ class BaseVAE(
 
     def _sample(self, n_samples, u, random_state):
         check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 0:
+            raise ValueError(
+                f"n_samples must be an integer, 0 or larger. Got {n_samples!r}."
+            )
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         draws = generator(seed)
         model = copy.deepcopy(self.module_).double()

@@ -43,6 +43,11 @@ class ConditionalVAE(BaseVAE):
             if encoder.discrete:
                 self.u_categories_ = encoder.categories
         if self._u_encoder is None:
+            if u is not None:
+                raise ValueError(
+                    f"This {type(self).__name__} was fitted without u, so u says "
+                    "nothing to it. Leave u out, or pass u to fit."
+                )
             return None
         return self._u_encoder.encode(given)
 

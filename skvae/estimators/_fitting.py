@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -18,6 +17,8 @@ from skvae.metrics import match_components
 # Rows on which components are ranked and replicas compared.
 SUMMARY_ROWS = 10_000
 MIXTURE_ROWS = 200
+# Rows from which a decoder takes the directions of the data.
+ALIGNMENT_ROWS = 2000
 
 
 class Specifications(NamedTuple):
@@ -57,13 +58,18 @@ def resolve_device(device):
     """The torch device for a constructor's `device`; ValueError if it is missing."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={str(device)!r} was asked for, but torch sees no CUDA device. "
-            "Use device='auto' or device='cpu'."
-        )
-    return device
+    remedy = "Use device='auto' or device='cpu'."
+    try:
+        found = torch.device(device)
+        if found.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"device={device!r} was asked for, but torch sees no CUDA device. "
+                + remedy
+            )
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={device!r} cannot be used. {remedy}") from error
+    return found
 
 
 def to_data(X, U, weight, device):
@@ -117,6 +123,10 @@ def rebuild_model(estimator, state):
 def prepare(model, data, auxiliary):
     """Set what an untrained model takes from the data rather than from training."""
     model.frame.set_from(model.likelihood, data.x, data.weight)
+    if hasattr(model.decoder, "align"):
+        rows = subset(data, ALIGNMENT_ROWS)
+        features = model.likelihood.features(rows.x.double())
+        model.decoder.align(features, rows.weight.double())
     if not model.prior.needs_u:
         return
     if auxiliary.discrete:
@@ -127,7 +137,7 @@ def prepare(model, data, auxiliary):
     else:
         rows = spread(data.x.shape[0], MIXTURE_ROWS)
         grid = data.u[rows]
-        log_weights = torch.full((len(rows),), -math.log(len(rows)))
+        log_weights = torch.log(data.weight[rows] / data.weight[rows].sum())
     model.prior.set_mixture(grid, log_weights.to(grid))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from skvae._validation import (
     check_constant_columns,
     check_random_state,
     check_sample_weight,
+    warn,
 )
 from skvae.estimators._fitting import (
     build_model,
@@ -82,8 +82,13 @@ class TrainingSteps:
         if reset:
             constant = check_constant_columns(self, X)
             if constant and parts.likelihood.domain == "real":
-                warnings.warn(constant, UserWarning, stacklevel=6)
-        return X, parts, to_data(X, U, weight, resolve_device(self.device))
+                warn(constant)
+        # Only ratios count; rows of weight zero would leave batches without weight.
+        weight = (weight / weight.max()).astype(np.float32)
+        kept = slice(None) if weight.all() else weight > 0
+        U = None if U is None else U[kept]
+        data = to_data(X[kept], U, weight[kept], resolve_device(self.device))
+        return X, parts, data
 
     def _fit(self, X, y, u, sample_weight):
         with unchanged_on_error(self):
@@ -105,7 +110,11 @@ class TrainingSteps:
                 "estimator": self,
                 "X": X,
                 "y": y,
-                "metadata": {"sample_weight": sample_weight, "u": u},
+                "metadata": {
+                    name: value
+                    for name, value in (("sample_weight", sample_weight), ("u", u))
+                    if value is not None
+                },
             }
             context = self._init_callback_context(max_subtasks=self.max_iter)
             context.call_on_fit_task_begin(**task)
@@ -124,6 +133,7 @@ class TrainingSteps:
             best = int(np.argmax(bounds))
             state = self._fitted_state(run, best)
             state["best_bound_"] = bounds[best]
+            state["_seeds"] = [seeds[best]]
             state.update(self._history_state(history, best))
             for leftover in ("_stream_state", "_optimizer_state", "consistency_"):
                 self.__dict__.pop(leftover, None)
@@ -136,13 +146,19 @@ class TrainingSteps:
         """A new model on the device, or the fitted one where fits continue."""
         n_features, auxiliary = data.x.shape[1], self._auxiliary_shape()
         model = build_model(parts, self.n_components, n_features, auxiliary, seeds)
-        if self.warm_start and hasattr(self, "module_"):
-            earlier = copy.deepcopy(self.module_).requires_grad_(True)
-            shapes = [parameter.shape for parameter in model.parameters()]
-            if shapes == [parameter.shape for parameter in earlier.parameters()]:
-                return earlier.to(data.x.device)
         model = model.to(data.x.device)
         prepare(model, data, auxiliary)
+        if self.warm_start and hasattr(self, "module_"):
+            # Into a new model, so that parts which changed in between count.
+            shapes = [
+                {name: p.shape for name, p in module.named_parameters()}
+                for module in (self.module_, model)
+            ]
+            if shapes[0] == shapes[1]:
+                state = self.module_.state_dict()
+                of_data = {"prior.grid", "prior.grid_log_weights"}
+                kept = model.state_dict().keys() - of_data
+                model.load_state_dict({k: state[k] for k in kept}, strict=False)
         return model
 
     def _epochs(self, context, run, task):
@@ -214,22 +230,24 @@ class TrainingSteps:
         state["n_rollbacks_"] = len(history.rollbacks[best])
         return state
 
-    def _warn(self, history, data):
+    def _warn_rollbacks(self):
         if self.n_rollbacks_:
-            warnings.warn(
+            warn(
                 f"Training of {type(self).__name__} turned non-finite "
                 f"{self.n_rollbacks_} time(s) and went on from the last good weights "
                 "with half the learning rate. Scale X or lower learning_rate.",
                 ConvergenceWarning,
-                stacklevel=5,
             )
-        if self.early_stopping and not history.stopped_by_patience:
-            warnings.warn(
+
+    def _warn(self, history, data):
+        self._warn_rollbacks()
+        ended = len(history.epochs) == self.max_iter
+        if self.early_stopping and ended and not history.stopped_by_patience:
+            warn(
                 f"max_iter={self.max_iter} was reached before the bound on held-out "
                 f"rows stood still for n_iter_no_change={self.n_iter_no_change} "
                 "epochs. Raise max_iter or tol.",
                 ConvergenceWarning,
-                stacklevel=5,
             )
         if self.active_components_.all():
             return
@@ -247,10 +265,10 @@ class TrainingSteps:
             largest,
             history.stopped_by_patience,
         )
-        warnings.warn(message, PosteriorCollapseWarning, stacklevel=5)
+        warn(message, PosteriorCollapseWarning)
 
     def _partial_fit(self, X, y, u, sample_weight, **options):
-        first = not hasattr(self, "_stream_state")
+        first = not hasattr(self, "module_")
         with unchanged_on_error(self):
             if first:
                 self._validate_params()
@@ -274,8 +292,10 @@ class TrainingSteps:
             else:
                 score_seed, seeds = self._score_seed, self._seeds
                 model = copy.deepcopy(self.module_).requires_grad_(True).to(device)
-                draws = resume_streams(self._stream_state, device)
-                optimizer_state = self._optimizer_state
+                optimizer_state = getattr(self, "_optimizer_state", None)
+                draws = streams(seeds, device)
+                if optimizer_state is not None:
+                    draws = resume_streams(self._stream_state, device)
             run = Run(model, parts.inference.build(), data, seeds, score_seed)
             history = train(
                 model,
@@ -295,4 +315,6 @@ class TrainingSteps:
             self._optimizer_state = history.optimizer_state
             self.loss_curve_ = [*losses, history.epochs[0].loss[0]]
             self.n_iter_ = len(self.loss_curve_)
+            self.n_rollbacks_ = len(history.rollbacks[0])
+            self._warn_rollbacks()
         return self

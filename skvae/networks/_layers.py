@@ -102,7 +102,7 @@ class DenseNetwork(nn.Module):
         self.hidden = nn.ModuleList(
             Linear(a, b, generators, gain=gain(activation)) for a, b in pairwise(sizes)
         )
-        self.output = Linear(sizes[-1], n_out, generators)
+        self.output = Linear(sizes[-1], n_out, generators, gain=0.3)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:

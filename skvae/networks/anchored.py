@@ -18,13 +18,15 @@ This composition is ours; the dial mu is that of Kinoshita et al. 2023
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Generator, Tensor, nn
 
 from skvae._spec import Specification
+from skvae._validation import Interval, StrOptions
 from skvae.networks._convex import ConvexGradient, require_injective_sizes
-from skvae.networks._layers import PIECEWISE_AFFINE, DenseNetwork, matmul
+from skvae.networks._layers import ACTIVATIONS, PIECEWISE_AFFINE, DenseNetwork, matmul
 
 
 def orthonormal(generators: Sequence[Generator], n: int, k: int) -> Tensor:
@@ -55,6 +57,15 @@ class Anchored(Specification):
     Kinoshita et al., "Controlling Posterior Collapse by an Inverse Lipschitz
     Constraint on the Decoder Network", ICML 2023, arXiv:2304.12770.
     """
+
+    family = "network"
+    _parameter_constraints: dict = {
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "depth": [Interval(Integral, 0, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "blocks": [Interval(Integral, 1, None, closed="left")],
+        "inverse_lipschitz": [Interval(Real, 0, None, closed="neither")],
+    }
 
     def __init__(
         self, width=256, depth=2, activation="relu", blocks=2, inverse_lipschitz=0.1
@@ -110,6 +121,19 @@ class AnchoredNetwork(nn.Module):
         self.free = None
         if n_in < n_out:
             self.free = DenseNetwork(n_in, n_out, generators, width, depth, activation)
+
+    @torch.no_grad()
+    def align(self, x: Tensor, weight: Tensor) -> None:
+        """Keep the basis B within the features that vary in rows ``(n, p)`` of x.
+
+        In features without variance the constraint could be met where the likelihood
+        does not notice.
+        """
+        share = (weight / weight.sum()).unsqueeze(-1)
+        variance = (share * (x - (share * x).sum(0)).square()).sum(0)
+        scale = (variance / variance.max()).sqrt().clamp_min(1e-3)
+        turned = scale.unsqueeze(-1) * self.basis.to(x)
+        self.basis.copy_(torch.linalg.qr(turned).Q)
 
     def forward(self, z: Tensor) -> Tensor:
         m = self.anchor[0](z)

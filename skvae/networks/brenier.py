@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 from torch import Generator, Tensor, nn
 
 from skvae._spec import Specification
+from skvae._validation import Interval, StrOptions
 from skvae.networks._convex import ConvexGradient, require_injective_sizes
 
 
@@ -40,6 +42,14 @@ class Brenier(Specification):
     Kinoshita et al., "Controlling Posterior Collapse by an Inverse Lipschitz
     Constraint on the Decoder Network", ICML 2023, arXiv:2304.12770.
     """
+
+    family = "network"
+    _parameter_constraints: dict = {
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "depth": [Interval(Integral, 0, None, closed="left")],
+        "activation": [StrOptions({"softplus", "relu"})],
+        "inverse_lipschitz": [Interval(Real, 0, None, closed="neither")],
+    }
 
     def __init__(
         self, width=256, depth=1, activation="softplus", inverse_lipschitz=0.1

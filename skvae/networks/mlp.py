@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from torch import Generator
 
 from skvae._spec import Specification
-from skvae.networks._layers import DenseNetwork
+from skvae._validation import Interval, StrOptions
+from skvae.networks._layers import ACTIVATIONS, DenseNetwork
 
 
 class MLP(Specification):
@@ -30,6 +32,13 @@ class MLP(Specification):
     >>> VAE(decoder=MLP(width=64, depth=0))
     VAE(decoder=MLP(depth=0, width=64))
     """
+
+    family = "network"
+    _parameter_constraints: dict = {
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "depth": [Interval(Integral, 0, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+    }
 
     def __init__(self, width=256, depth=2, activation="relu"):
         self.width = width

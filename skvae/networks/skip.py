@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import Generator, Tensor, nn
 
 from skvae._spec import Specification
+from skvae._validation import Interval, StrOptions
 from skvae.networks._layers import ACTIVATIONS, Linear, gain, matmul, normal_weights
 
 
@@ -39,6 +41,14 @@ class Skip(Specification):
     Dieng, Kim, Rush, Blei, "Avoiding Latent Variable Collapse with Generative Skip
     Models", AISTATS 2019, arXiv:1807.04863.
     """
+
+    family = "network"
+    _parameter_constraints: dict = {
+        "width": [Interval(Integral, 1, None, closed="left")],
+        "depth": [Interval(Integral, 0, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "merge": [StrOptions({"sum", "concat"})],
+    }
 
     def __init__(self, width=256, depth=2, activation="relu", merge="sum"):
         self.width = width
