@@ -6,7 +6,7 @@ problem and a new model; 200 further rows per segment are held out and represent
 their posterior means.
 
     python benchmarks/recovery.py            # ten seeds, n = 2, d = 4
-    python benchmarks/recovery.py --methods "iVAE, diagonal posterior" IdentifiableVAE
+    python benchmarks/recovery.py --methods IdentifiableVAE
 """
 
 import time
@@ -31,8 +31,8 @@ def methods(n_sources):
     same = {**OPTIONS, "encoder": TANH, "decoder": TANH}
     return {
         "iVAE": (iVAE(n_sources, **OPTIONS), True),
-        "iVAE, diagonal posterior": (
-            iVAE(n_sources, covariance="diagonal", **OPTIONS),
+        "iVAE, full covariance": (
+            iVAE(n_sources, covariance="full", **OPTIONS),
             True,
         ),
         "IdentifiableVAE": (
@@ -109,7 +109,8 @@ def main():
     arguments.add_argument("--n-sources", type=int, default=2)
     arguments.add_argument("--n-features", type=int, default=4)
     arguments.add_argument("--centers", default="zero")
-    arguments.add_argument("--methods", nargs="+", default=["iVAE", "VAE"])
+    default = ["iVAE, full covariance", "VAE", "iVAE"]
+    arguments.add_argument("--methods", nargs="+", default=default)
     options = arguments.parse_args()
     for seed in range(options.seeds or 10):
         run(

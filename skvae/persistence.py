@@ -230,9 +230,9 @@ def _encode_array(value, name, tensors):
         return {"strings": [str(item) for item in value], "kind": value.dtype.kind}
     key = f"attribute/{name}"
     if isinstance(value, torch.Tensor):
-        tensors[key] = value.contiguous()
+        tensors[key] = value.detach().clone()
         return {"tensor": key}
-    tensors[key] = torch.from_numpy(np.ascontiguousarray(value))
+    tensors[key] = torch.tensor(value)
     return {"array": key}
 
 

@@ -37,10 +37,12 @@ or specification, default="auto"
         log-rates otherwise.
     posterior_type : {"product", "joint"}, default="product"
         Posterior under a prior that depends on u; see :class:`iVAE`.
-    covariance : {"full", "diagonal"}, default="full"
-        Covariance of the posterior. A diagonal one is cheaper with many components,
-        but draws the decoder towards orthogonal columns in its Jacobian and so away
-        from the true latents, however small the noise.
+    covariance : {"diagonal", "full"}, default="diagonal"
+        Covariance of the posterior. A diagonal one draws the decoder towards
+        orthogonal columns in its Jacobian and so away from the true latents, however
+        small the noise: use "full" to recover sources with u at hand. With few
+        categories of u it can leave to u what q(z|x) should say, and transforms
+        without u suffer.
     u_type : {"auto", "discrete", "continuous"}, default="auto"
         How u is read. "auto" takes one column of integers, booleans or strings as
         discrete and everything else as continuous.
@@ -113,7 +115,7 @@ or specification, default="auto"
         prior="auto",
         inverse_lipschitz=0.1,
         posterior_type="product",
-        covariance="full",
+        covariance="diagonal",
         u_type="auto",
         beta=1.0,
         width=256,

@@ -34,10 +34,12 @@ class iVAE(ConditionalVAE):
     posterior_type : {"product", "joint"}, default="product"
         "product" multiplies q(z|x) with p(z|u), so that u may be left out later;
         "joint" is the paper's encoder of x and u together, which needs u always.
-    covariance : {"full", "diagonal"}, default="full"
-        Covariance of the posterior. A diagonal one is cheaper with many components,
-        but draws the decoder towards orthogonal columns in its Jacobian and so away
-        from the true latents, however small the noise.
+    covariance : {"diagonal", "full"}, default="diagonal"
+        Covariance of the posterior. A diagonal one draws the decoder towards
+        orthogonal columns in its Jacobian and so away from the true latents, however
+        small the noise: use "full" to recover sources with u at hand. With few
+        categories of u it can leave to u what q(z|x) should say, and transforms
+        without u suffer.
     u_type : {"auto", "discrete", "continuous"}, default="auto"
         How u is read. "auto" takes one column of integers, booleans or strings as
         discrete and everything else as continuous.
@@ -65,8 +67,9 @@ class iVAE(ConditionalVAE):
     often ordered by segment: shuffle the folds of a cross-validation, or they hold
     unseen segments.
 
-    Networks given by name have tanh activations. The released program of the paper minimises a sum of four terms with separate
-    weights; this is the plain bound with learned noise.
+    Networks given by name have tanh activations. The released program of the paper
+    minimises a sum of four terms with separate weights; this is the plain bound with
+    learned noise.
 
     References
     ----------
@@ -106,7 +109,7 @@ class iVAE(ConditionalVAE):
         *,
         prior="conditional_gaussian",
         posterior_type="product",
-        covariance="full",
+        covariance="diagonal",
         u_type="auto",
         beta=1.0,
         width=100,
