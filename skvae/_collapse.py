@@ -203,7 +203,9 @@ def collapse_forecast(X, *, beta=1.0, noise_variance="learned", n_components=Non
     return CollapseForecast(values, kl, n_active, noise, float(beta), learned)
 
 
-def collapse_message(name, active, beta, noise_variance, largest_variance, settled):
+def collapse_message(
+    name, active, beta, noise_variance, largest_variance, settled, slope
+):
     """Text of a PosteriorCollapseWarning: which, why, and what to try.
 
     Parameters
@@ -220,6 +222,8 @@ def collapse_message(name, active, beta, noise_variance, largest_variance, settl
         Largest eigenvalue of the covariance of X, used with `noise_variance`.
     settled : bool
         Whether training ended by a stopping rule rather than by ``max_iter``.
+    slope : float or None
+        For an injective decoder, its certificate.
 
     Returns
     -------
@@ -237,6 +241,13 @@ def collapse_message(name, active, beta, noise_variance, largest_variance, settl
             f"{largest_variance:.3g}, below beta * noise variance = "
             f"{beta * noise_variance:.3g}, so no component pays for itself. Learn the "
             f"noise, or use beta < {largest_variance / noise_variance:.3g}."
+        )
+    elif slope is not None:
+        text.append(
+            f"Likely cause: the decoder is injective, but its certified slope of "
+            f"{slope:.3g} is small beside the noise"
+            + ("" if settled else ", or max_iter ended training too early")
+            + ". Raise inverse_lipschitz or max_iter."
         )
     elif beta > 1:
         text.append(

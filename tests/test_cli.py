@@ -204,7 +204,7 @@ def test_labels_of_held_out_rows_reach_the_probes_only(folder, arrays):
 
 def test_same_seed_same_table(folder):
     argv = ["compare", "--data", folder / "digits.npz", "--no-page", *SMALL]
-    argv += ["--methods", "VAE", "--rows", 60, "--seed"]
+    argv += ["--methods", "VAE", "--rows", 60, "--max-iter", 30, "--seed"]
     texts = [ran(*argv, seed)[0] for seed in (1, 1, 2)]
     scores = [read_table(text)["VAE"]["log p(x)"] for text in texts]
     assert scores[0] == scores[1] != scores[2]
@@ -443,7 +443,8 @@ def model(folder):
     """A model of the iris file, its output, and the frame it saw."""
     path = folder / "iris.skvae"
     argv = ["LIDVAE", folder / "iris.csv", "--target", "kind", "--set", "width=16"]
-    argv += ["--n-components", "2", "--max_iter=8", "--beta", "1.5", "-o", path]
+    argv += ["--set", "learning_rate=0.01"]
+    argv += ["--n-components", "2", "--max_iter=30", "--beta", "0.5", "-o", path]
     out, err = ran("fit", *argv, "--random-state", "0")
     frame = pandas.read_csv(folder / "iris.csv").drop(columns="kind")
     return path, out, err, frame
@@ -454,7 +455,8 @@ def test_fit_takes_parameters_from_the_command_line(model):
     estimator = skvae.load(path)
     assert type(estimator).__name__ == "LIDVAE"
     found = estimator.get_params()
-    wanted = {"n_components": 2, "max_iter": 8, "beta": 1.5, "width": 16}
+    wanted = {"n_components": 2, "max_iter": 30, "beta": 0.5, "width": 16}
+    wanted["learning_rate"] = 0.01
     assert {name: found[name] for name in wanted} == wanted
     expected = skvae.LIDVAE(**wanted, random_state=0).fit(frame)
     np.testing.assert_array_equal(estimator.transform(frame), expected.transform(frame))
@@ -560,7 +562,7 @@ def test_list_shows_estimators_with_papers_and_parts():
     for part in ("gaussian", "poisson", "skip", "anchored"):
         assert re.search(rf"^  {part} ", out, re.MULTILINE)
     out, _ = ran("list", "lidvae")
-    assert "inverse_lipschitz : float, default=0.1" in out
+    assert "inverse_lipschitz : float, default=0.3" in out
 
 
 def test_help_comes_without_the_heavy_imports():

@@ -184,7 +184,8 @@ def test_the_joint_posterior_needs_u_always(X, u):
 
 @pytest.mark.parametrize("cls", CONDITIONAL)
 def test_sample_with_and_without_u(cls, X, u):
-    vae = cls(**SMALL).fit(X, u=u)
+    trained = {**SMALL, "max_iter": 60, "learning_rate": 0.02}
+    vae = cls(**trained).fit(X, u=u)
     assert vae.sample(7, random_state=0).shape == (7, 6)
     assert vae.sample(u=[0, 4, 4], random_state=0).shape == (3, 6)
     with pytest.raises(ValueError, match="not seen during fit: 9"):

@@ -264,6 +264,7 @@ class TrainingSteps:
             noise,
             largest,
             history.stopped_by_patience,
+            getattr(self, "inverse_lipschitz_", None),
         )
         warn(message, PosteriorCollapseWarning)
 

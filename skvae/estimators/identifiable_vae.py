@@ -31,7 +31,7 @@ class IdentifiableVAE(ConditionalVAE):
 or specification, default="auto"
         "auto" is p(z|u) where u or y is given to fit, and a Gaussian mixture of ten
         components where not.
-    inverse_lipschitz : float, default=0.1
+    inverse_lipschitz : float, default=0.3
         Lower bound enforced on the slope of an injective decoder given by name, in
         units of the root mean variance of X for a Gaussian likelihood, in logits or
         log-rates otherwise.
@@ -113,7 +113,7 @@ or specification, default="auto"
         n_components=2,
         *,
         prior="auto",
-        inverse_lipschitz=0.1,
+        inverse_lipschitz=0.3,
         posterior_type="product",
         covariance="diagonal",
         u_type="auto",

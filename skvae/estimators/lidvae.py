@@ -29,7 +29,7 @@ class LIDVAE(BaseVAE):
     ----------
     n_components : int, default=2
         Number of latent variables, at most the number of features.
-    inverse_lipschitz : float, default=0.1
+    inverse_lipschitz : float, default=0.3
         Lower bound enforced on the slope of a decoder given by name: the dial against
         collapse. In units of the root mean variance of X for a Gaussian likelihood,
         in logits or log-rates otherwise.
@@ -84,7 +84,7 @@ class LIDVAE(BaseVAE):
         self,
         n_components=2,
         *,
-        inverse_lipschitz=0.1,
+        inverse_lipschitz=0.3,
         beta=1.0,
         width=256,
         depth=2,

@@ -34,6 +34,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": torch.clone,
 }
 
+# Outputs start near the constant that a model without latents would learn; from
+# far away the noise grows first, and features are given up that it then hides.
+OUTPUT_GAIN = 0.3
+
 PIECEWISE_AFFINE = frozenset({"relu", "leaky_relu", "identity"})
 
 _GAIN = {"relu": math.sqrt(2.0), "leaky_relu": math.sqrt(2.0), "silu": math.sqrt(2.0)}
@@ -102,7 +106,7 @@ class DenseNetwork(nn.Module):
         self.hidden = nn.ModuleList(
             Linear(a, b, generators, gain=gain(activation)) for a, b in pairwise(sizes)
         )
-        self.output = Linear(sizes[-1], n_out, generators, gain=0.3)
+        self.output = Linear(sizes[-1], n_out, generators, gain=OUTPUT_GAIN)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:

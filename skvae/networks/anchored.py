@@ -49,7 +49,7 @@ class Anchored(Specification):
         is piecewise affine, so is the whole decoder.
     blocks : int, default=2
         Strongly monotone maps in the anchor m, rotated between them.
-    inverse_lipschitz : float, default=0.1
+    inverse_lipschitz : float, default=0.3
         Lower bound enforced on ``|f(z) - f(z')| / |z - z'|``, whatever the weights.
 
     References
@@ -68,7 +68,7 @@ class Anchored(Specification):
     }
 
     def __init__(
-        self, width=256, depth=2, activation="relu", blocks=2, inverse_lipschitz=0.1
+        self, width=256, depth=2, activation="relu", blocks=2, inverse_lipschitz=0.3
     ):
         self.width = width
         self.depth = depth

@@ -31,7 +31,7 @@ class Brenier(Specification):
     activation : {"softplus", "relu"}, default="softplus"
         Its running integral is the first layer's convex function. "relu" gives a
         piecewise affine map when ``depth=1``.
-    inverse_lipschitz : float, default=0.1
+    inverse_lipschitz : float, default=0.3
         Lower bound enforced on ``mu_1 mu_2``, whatever the weights.
 
     References
@@ -52,7 +52,7 @@ class Brenier(Specification):
     }
 
     def __init__(
-        self, width=256, depth=1, activation="softplus", inverse_lipschitz=0.1
+        self, width=256, depth=1, activation="softplus", inverse_lipschitz=0.3
     ):
         self.width = width
         self.depth = depth

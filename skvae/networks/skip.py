@@ -1,6 +1,6 @@
-"""Skip decoder: the latent code is read again at every layer.
+"""Skip decoder: the latent code is read again at every hidden layer.
 
-h_1 = act(W_1 z),  h_{l+1} = act(W_l h_l + V_l z),  out = W_L h_L + V_L z
+h_1 = act(W_1 z),  h_{l+1} = act(W_l h_l + V_l z),  out = W_L h_L
 (Dieng, Kim, Rush, Blei 2019, section 3). Adding an affine map of z before the
 activation and concatenating z to h are the same function; `merge` chooses how it is
 parameterised and initialised.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from numbers import Integral
 
 import torch
@@ -18,11 +17,20 @@ from torch import Generator, Tensor, nn
 
 from skvae._spec import Specification
 from skvae._validation import Interval, StrOptions
-from skvae.networks._layers import ACTIVATIONS, Linear, gain, matmul, normal_weights
+from skvae.networks._layers import (
+    ACTIVATIONS,
+    OUTPUT_GAIN,
+    Linear,
+    gain,
+    matmul,
+    normal_weights,
+)
 
 
 class Skip(Specification):
-    """Decoder whose every layer, the output included, reads z.
+    """Decoder whose every hidden layer reads z.
+
+    With one hidden layer there is nothing to skip, and it is an ordinary network.
 
     Parameters
     ----------
@@ -45,7 +53,7 @@ class Skip(Specification):
     family = "network"
     _parameter_constraints: dict = {
         "width": [Interval(Integral, 1, None, closed="left")],
-        "depth": [Interval(Integral, 0, None, closed="left")],
+        "depth": [Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "merge": [StrOptions({"sum", "concat"})],
     }
@@ -73,24 +81,21 @@ class SumSkipNetwork(nn.Module):
 
     def __init__(self, n_in, n_out, generators, width, depth, activation):
         super().__init__()
-        sizes = [*[width] * depth, n_out]
-        self.first = Linear(n_in, sizes[0], generators, gain=gain(activation))
-        self.layers = nn.ModuleList(
-            Linear(a, b, generators, gain=gain(activation)) for a, b in pairwise(sizes)
+        self.first, self.hidden, self.output = _layers(
+            n_in, 0, n_out, generators, width, depth, activation
         )
         self.skip_weight = normal_weights(
-            generators, n_in, sum(sizes[1:]), std=1.0 / math.sqrt(n_in)
+            generators, n_in, width * len(self.hidden), std=1.0 / math.sqrt(n_in)
         )
         self.activation = activation
 
     def forward(self, z: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
-        sizes = [layer.weight.shape[-1] for layer in self.layers]
-        skips = matmul(z, self.skip_weight).split(sizes, dim=-1)
-        h = self.first(z)
-        for layer, skip in zip(self.layers, skips, strict=True):
-            h = layer(activate(h)).add_(skip)
-        return h
+        skips = matmul(z, self.skip_weight).chunk(max(len(self.hidden), 1), dim=-1)
+        h = activate(self.first(z))
+        for layer, skip in zip(self.hidden, skips, strict=False):
+            h = activate(layer(h) + skip)
+        return self.output(h)
 
 
 class ConcatSkipNetwork(nn.Module):
@@ -98,21 +103,30 @@ class ConcatSkipNetwork(nn.Module):
 
     def __init__(self, n_in, n_out, generators, width, depth, activation):
         super().__init__()
-        sizes = [*[width] * depth, n_out]
-        self.first = Linear(n_in, sizes[0], generators, gain=gain(activation))
-        self.layers = nn.ModuleList(
-            Linear(a + n_in, b, generators, gain=gain(activation))
-            for a, b in pairwise(sizes)
+        self.first, self.hidden, self.output = _layers(
+            n_in, n_in, n_out, generators, width, depth, activation
         )
         self.activation = activation
 
     def forward(self, z: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
         z = z.expand(self.first.weight.shape[0], -1, -1)
-        h = self.first(z)
-        for layer in self.layers:
-            h = layer(torch.cat([activate(h), z], dim=-1))
-        return h
+        h = activate(self.first(z))
+        for layer in self.hidden:
+            h = activate(layer(torch.cat([h, z], dim=-1)))
+        return self.output(h)
+
+
+def _layers(n_in, n_extra, n_out, generators, width, depth, activation):
+    """First hidden layer, later ones with `n_extra` more inputs, and the output."""
+    factor = gain(activation)
+    first = Linear(n_in, width, generators, gain=factor)
+    hidden = [
+        Linear(width + n_extra, width, generators, gain=factor)
+        for _ in range(depth - 1)
+    ]
+    output = Linear(width, n_out, generators, gain=OUTPUT_GAIN)
+    return first, nn.ModuleList(hidden), output
 
 
 MERGES = {"sum": SumSkipNetwork, "concat": ConcatSkipNetwork}
