@@ -110,7 +110,7 @@ class _GaussianModule(_LikelihoodModule):
 
 
 # Log of the first noise scale: below the data, so that codes pay from the start.
-START = -0.7
+START = -1.5
 
 
 class LearnedGaussian(_GaussianModule):

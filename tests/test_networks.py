@@ -80,17 +80,18 @@ def test_one_copy_of_the_input_serves_all_replicas(network):
 def test_gradients_are_right_and_reach_every_parameter(network):
     module = build(network, seeds=(0, 1), disturbed=0.2).requires_grad_(True)
     z = draw(1, 2, 9, N_IN).requires_grad_()
-    names = [name for name, _ in module.named_parameters()]
+    named = [(name, p) for name, p in module.named_parameters() if p.numel()]
+    names, parameters = zip(*named, strict=True)
 
     def call(z, *parameters):
         given = dict(zip(names, parameters, strict=True))
         return torch.func.functional_call(module, given, (z,))
 
-    inputs = [z, *(p.detach().clone().requires_grad_() for p in module.parameters())]
+    inputs = [z, *(p.detach().clone().requires_grad_() for p in parameters)]
     assert torch.autograd.gradcheck(call, inputs, fast_mode=True, atol=1e-4)
     out = module(z)
     weight = draw(2, *out.shape)
-    found = torch.autograd.grad((out * weight).sum(), list(module.parameters()))
+    found = torch.autograd.grad((out * weight).sum(), parameters)
     for name, gradient in zip(names, found, strict=True):
         reached = (gradient != 0).flatten(1).any(1)
         assert reached.all(), f"no gradient reaches {name}"
@@ -145,15 +146,15 @@ def test_mlp_equals_its_formula(activation):
 def test_skip_without_skips_is_a_plain_network(depth):
     skip = build(Skip(6, depth, "tanh"), disturbed=0.3)
     plain = build(MLP(6, depth, "tanh"))
-    with_skips = skip(draw(1, 1, 7, N_IN))
-    skip.skip_weight.zero_()
-    layers = [skip.first, *skip.layers]
-    for own, other in zip([*plain.hidden, plain.output], layers, strict=True):
-        own.weight.copy_(other.weight)
-        own.bias.copy_(other.bias)
     z = draw(1, 1, 7, N_IN)
+    with_skips = skip(z)
+    skip.skip_weight.zero_()
+    layers = [skip.first, *skip.hidden, skip.output]
+    for own, other in zip([*plain.hidden, plain.output], layers, strict=True):
+        own.load_state_dict(other.state_dict())
     torch.testing.assert_close(skip(z), plain(z))
-    assert not torch.allclose(skip(z), with_skips)
+    # A single hidden layer has nothing to skip.
+    assert torch.allclose(skip(z), with_skips) == (depth == 1)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -161,10 +162,11 @@ def test_sum_and_concat_merges_are_the_same_function(depth):
     total = build(Skip(6, depth, "tanh"), seeds=(0, 1), disturbed=0.3)
     concat = build(Skip(6, depth, "tanh", merge="concat"), seeds=(2, 3))
     concat.first.load_state_dict(total.first.state_dict())
-    sizes = [layer.weight.shape[-1] for layer in total.layers]
-    skips = total.skip_weight.split(sizes, dim=-1)
-    for layer, other, skip in zip(concat.layers, total.layers, skips, strict=True):
-        layer.weight.copy_(torch.cat([other.weight, skip], dim=1))
+    concat.output.load_state_dict(total.output.state_dict())
+    skips = total.skip_weight.split(6, dim=-1)
+    for number, layer in enumerate(concat.hidden):
+        other = total.hidden[number]
+        layer.weight.copy_(torch.cat([other.weight, skips[number]], dim=1))
         layer.bias.copy_(other.bias)
     z = draw(1, 2, 7, N_IN)
     torch.testing.assert_close(total(z), concat(z))

@@ -167,7 +167,7 @@ def test_every_estimator_is_saved():
 
 @ROUND_TRIPS
 def test_everything_comes_back(case, path):
-    estimator, X, given = fitted(case)
+    estimator, *_ = fitted(case)
     again = round_trip(estimator, path)
     assert type(again) is type(estimator)
     assert repr(again) == repr(estimator)
@@ -239,12 +239,12 @@ def rewrite(path, **changes):
 def test_partial_fit_goes_on_as_if_never_saved(u, path):
     estimator = VAE(2, **TINY) if u is None else iVAE(2, **TINY)
     X = real()
-    given = [{} if u is None else {"u": u[half::2]} for half in (0, 1)]
-    estimator.partial_fit(X[::2], **given[0])
+    given = [{}, {}] if u is None else [{"u": u[:20]}, {"u": u[20:]}]
+    estimator.partial_fit(X[:20], **given[0])
     again = round_trip(estimator, path)
     for _ in range(2):
-        estimator.partial_fit(X[1::2], **given[1])
-        again.partial_fit(X[1::2], **given[1])
+        estimator.partial_fit(X[20:], **given[1])
+        again.partial_fit(X[20:], **given[1])
     np.testing.assert_array_equal(again.transform(X), estimator.transform(X))
     assert again.loss_curve_ == estimator.loss_curve_
     assert again.n_iter_ == 3
@@ -272,11 +272,11 @@ def test_output_container_is_kept(path):
 
 def test_metadata_requests_are_kept(path):
     with sklearn.config_context(enable_metadata_routing=True):
-        estimator = iVAE(2, **TINY).set_transform_request(u=True)
+        estimator = iVAE(2, **TINY).set_score_request(u=False)
         estimator.fit(real(), u=INTEGERS)
         again = round_trip(estimator, path)
-        expected = estimator.get_metadata_routing().transform.requests
-        assert again.get_metadata_routing().transform.requests == expected
+        expected = estimator.get_metadata_routing().score.requests
+        assert again.get_metadata_routing().score.requests == expected
 
 
 def test_special_values_are_kept(path):
@@ -421,7 +421,7 @@ def test_unknown_estimators_are_refused(vae, path):
     save_file_of(vae, path)
     content = json.loads(contents(path)[0]["content"])
     rewrite(path, content=json.dumps({**content, "estimator": "os.system"}))
-    with pytest.raises(ValueError, match="unknown to this skvae: 'os.system'"):
+    with pytest.raises(ValueError, match=r"unknown to this skvae: 'os\.system'"):
         load_file(path)
 
 

@@ -94,8 +94,8 @@ def make_nonlinear_ica(
     modulation_range : tuple of (float, float), default=(0.5, 3.0)
         Standard deviations of sources in segments are uniform in this interval.
 
-    centers : {"zero", "uniform", "staircase", "staircase_uniform"} or array-like \
-            of shape (n_segments, n_sources), default="zero"
+    centers : str or array-like of shape (n_segments, n_sources), default="zero"
+        One of "zero", "uniform", "staircase", "staircase_uniform".
         Means of sources in segments. "uniform" draws from `center_range`;
         "staircase" gives the first source the means 0, 3, 6, ... in random order
         and the others 0, or uniform in (-1, 1) with "staircase_uniform".

@@ -91,7 +91,7 @@ kl_per_component_ : ndarray of shape (n_components,)
         The trained torch module, on the CPU.
     n_features_in_ : int
         Number of features seen during fit.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during fit, when X has string column names."""
 
 

@@ -44,8 +44,7 @@ def mutual_information_gap(
         Bins of equal width, as the published programs use, or of equal count, which
         heavy tails do not spoil.
 
-    discrete_factors : "auto", bool or array-like of shape (n_factors,), \
-            default="auto"
+    discrete_factors : bool, array-like of shape (n_factors,) or "auto", default="auto"
         Which factors are discrete; the others are binned. "auto" takes those with
         at most 20 distinct values.
 
@@ -142,8 +141,7 @@ def dci_score(
         penalty and the absolute weights of standardised latents: cross-validated
         lasso for continuous, a linear support vector machine for discrete factors.
 
-    discrete_factors : "auto", bool or array-like of shape (n_factors,), \
-            default="auto"
+    discrete_factors : bool, array-like of shape (n_factors,) or "auto", default="auto"
         Which factors are discrete. "auto" takes those with at most 20 distinct
         values.
 
@@ -255,8 +253,7 @@ def sap_score(factors, Z, *, discrete_factors="auto", random_state=None):
     Z : array-like of shape (n_samples, n_components)
         Latents, usually posterior means.
 
-    discrete_factors : "auto", bool or array-like of shape (n_factors,), \
-            default="auto"
+    discrete_factors : bool, array-like of shape (n_factors,) or "auto", default="auto"
         Which factors are discrete. "auto" takes those with at most 20 distinct
         values.
 

@@ -1,7 +1,8 @@
-"""Skip decoder: the latent code is read again at every hidden layer.
+"""Skip decoder: the latent code is read again at every layer.
 
-h_1 = act(W_1 z),  h_{l+1} = act(W_l h_l + V_l z),  out = W_L h_L
-(Dieng, Kim, Rush, Blei 2019, section 3). Adding an affine map of z before the
+h_1 = act(W_1 z),  h_{l+1} = act(W_l h_l + V_l z),  out = W_L h_L + V_L z
+(Dieng, Kim, Rush, Blei 2019, section 3; z enters the output as in their decoders for
+images and text). Adding an affine map of z before the
 activation and concatenating z to h are the same function; `merge` chooses how it is
 parameterised and initialised.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Integral
 
 import torch
@@ -28,9 +30,7 @@ from skvae.networks._layers import (
 
 
 class Skip(Specification):
-    """Decoder whose every hidden layer reads z.
-
-    With one hidden layer there is nothing to skip, and it is an ordinary network.
+    """Decoder whose every layer, the output included, reads z.
 
     Parameters
     ----------
@@ -81,21 +81,22 @@ class SumSkipNetwork(nn.Module):
 
     def __init__(self, n_in, n_out, generators, width, depth, activation):
         super().__init__()
-        self.first, self.hidden, self.output = _layers(
+        self.first, self.layers = _layers(
             n_in, 0, n_out, generators, width, depth, activation
         )
-        self.skip_weight = normal_weights(
-            generators, n_in, width * len(self.hidden), std=1.0 / math.sqrt(n_in)
-        )
+        n_skips = width * (depth - 1) + n_out
+        std = OUTPUT_GAIN / math.sqrt(n_in)
+        self.skip_weight = normal_weights(generators, n_in, n_skips, std=std)
         self.activation = activation
 
     def forward(self, z: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
-        skips = matmul(z, self.skip_weight).chunk(max(len(self.hidden), 1), dim=-1)
-        h = activate(self.first(z))
-        for layer, skip in zip(self.hidden, skips, strict=False):
-            h = activate(layer(h) + skip)
-        return self.output(h)
+        sizes = [layer.weight.shape[-1] for layer in self.layers]
+        skips = matmul(z, self.skip_weight).split(sizes, dim=-1)
+        h = self.first(z)
+        for layer, skip in zip(self.layers, skips, strict=True):
+            h = layer(activate(h)) + skip
+        return h
 
 
 class ConcatSkipNetwork(nn.Module):
@@ -103,7 +104,7 @@ class ConcatSkipNetwork(nn.Module):
 
     def __init__(self, n_in, n_out, generators, width, depth, activation):
         super().__init__()
-        self.first, self.hidden, self.output = _layers(
+        self.first, self.layers = _layers(
             n_in, n_in, n_out, generators, width, depth, activation
         )
         self.activation = activation
@@ -111,22 +112,22 @@ class ConcatSkipNetwork(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
         z = z.expand(self.first.weight.shape[0], -1, -1)
-        h = activate(self.first(z))
-        for layer in self.hidden:
-            h = activate(layer(torch.cat([h, z], dim=-1)))
-        return self.output(h)
+        h = self.first(z)
+        for layer in self.layers:
+            h = layer(torch.cat([activate(h), z], dim=-1))
+        return h
 
 
 def _layers(n_in, n_extra, n_out, generators, width, depth, activation):
-    """First hidden layer, later ones with `n_extra` more inputs, and the output."""
-    factor = gain(activation)
-    first = Linear(n_in, width, generators, gain=factor)
-    hidden = [
-        Linear(width + n_extra, width, generators, gain=factor)
-        for _ in range(depth - 1)
+    """First layer, and the later ones with `n_extra` more inputs each."""
+    sizes = [*[width] * depth, n_out]
+    gains = [gain(activation)] * (depth - 1) + [OUTPUT_GAIN]
+    first = Linear(n_in, width, generators, gain=gain(activation))
+    later = [
+        Linear(a + n_extra, b, generators, gain=factor)
+        for (a, b), factor in zip(pairwise(sizes), gains, strict=True)
     ]
-    output = Linear(width, n_out, generators, gain=OUTPUT_GAIN)
-    return first, nn.ModuleList(hidden), output
+    return first, nn.ModuleList(later)
 
 
 MERGES = {"sum": SumSkipNetwork, "concat": ConcatSkipNetwork}
