@@ -32,6 +32,8 @@ from skvae.priors import PRIORS
 __all__ = ["load", "save"]
 
 FORMAT_VERSION = 1
+# Attributes that are written in a way of their own.
+_APART = {"module_": "tensors", "_metadata_request": "requests"}
 _FAMILIES = (NETWORKS, LIKELIHOODS, PRIORS, POSTERIORS, INFERENCES, OBJECTIVES)
 _SPECIFICATIONS = {cls.__name__: cls for family in _FAMILIES for cls in family.values()}
 _ESTIMATORS = {cls.__name__: cls for cls in all_estimators()}
@@ -95,14 +97,12 @@ def save(estimator, path):
         "attributes": {
             k: _encode(v, k, tensors)
             for k, v in vars(estimator).items()
-            if k not in parameters and k != "module_" and "callback" not in k
+            if k not in parameters | _APART.keys() and "callback" not in k
         },
+        "requests": _requests(estimator),
     }
     state = estimator.module_.state_dict()
-    expected = rebuild_model(estimator, state).state_dict()
-    if {k: v.shape for k, v in state.items()} != {
-        k: v.shape for k, v in expected.items()
-    }:
+    if _outline(estimator.module_) != _outline(rebuild_model(estimator, state)):
         raise ValueError(
             f"The parameters of this {name} were changed after fit and no longer "
             "describe its network. Set them back, or fit again, before saving."
@@ -186,6 +186,7 @@ def load(path):
     estimator = _ESTIMATORS[name](**parameters)
     for key, value in content["attributes"].items():
         setattr(estimator, key, _decode(value, tensors))
+    _set_requests(estimator, content.get("requests"))
     prefix = "module/"
     state = {
         k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
@@ -193,6 +194,41 @@ def load(path):
     estimator.module_ = rebuild_model(estimator, state)
     estimator.module_.load_state_dict(state)
     return estimator
+
+
+def _outline(module):
+    """What a module is besides its numbers: shapes, types and plain options."""
+    plain = (bool, int, float, str, Specification)
+    options = [
+        (
+            type(part),
+            {
+                name: repr(value)
+                for name, value in vars(part).items()
+                if isinstance(value, plain) and name != "training"
+            },
+        )
+        for part in module.modules()
+    ]
+    return {k: v.shape for k, v in module.state_dict().items()}, options
+
+
+def _requests(estimator):
+    """Metadata requests set by the user, ``{method: {parameter: alias}}``, or None."""
+    request = vars(estimator).get("_metadata_request")
+    if request is None:
+        return None
+    methods = vars(request).items()
+    return {m: r.requests for m, r in methods if hasattr(r, "requests")}
+
+
+def _set_requests(estimator, requests):
+    if requests:
+        request = estimator._get_metadata_request()
+        for method, values in requests.items():
+            for parameter, alias in values.items():
+                getattr(request, method).add_request(param=parameter, alias=alias)
+        estimator._metadata_request = request
 
 
 def _encode(value, name, tensors):

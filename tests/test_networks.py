@@ -7,7 +7,7 @@ from torch.nn.functional import softplus
 
 from skvae.networks import INJECTIVE, MLP, NETWORKS, Anchored, Brenier, Skip
 from skvae.networks._convex import CONVEX, ConvexGradient
-from skvae.networks._layers import ACTIVATIONS
+from skvae.networks._layers import ACTIVATIONS, Linear
 
 N_IN, N_OUT = 2, 5
 
@@ -142,6 +142,10 @@ def test_mlp_equals_its_formula(activation):
     torch.testing.assert_close(module(z), expected)
 
 
+def affine_layers(module):
+    return [part for part in module.modules() if isinstance(part, Linear)]
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_skip_without_skips_is_a_plain_network(depth):
     skip = build(Skip(6, depth, "tanh"), disturbed=0.3)
@@ -149,25 +153,28 @@ def test_skip_without_skips_is_a_plain_network(depth):
     z = draw(1, 1, 7, N_IN)
     with_skips = skip(z)
     skip.skip_weight.zero_()
-    layers = [skip.first, *skip.hidden, skip.output]
-    for own, other in zip([*plain.hidden, plain.output], layers, strict=True):
+    for own, other in zip(affine_layers(plain), affine_layers(skip), strict=True):
         own.load_state_dict(other.state_dict())
     torch.testing.assert_close(skip(z), plain(z))
-    # A single hidden layer has nothing to skip.
-    assert torch.allclose(skip(z), with_skips) == (depth == 1)
+    assert not torch.allclose(skip(z), with_skips)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_sum_and_concat_merges_are_the_same_function(depth):
     total = build(Skip(6, depth, "tanh"), seeds=(0, 1), disturbed=0.3)
     concat = build(Skip(6, depth, "tanh", merge="concat"), seeds=(2, 3))
-    concat.first.load_state_dict(total.first.state_dict())
-    concat.output.load_state_dict(total.output.state_dict())
-    skips = total.skip_weight.split(6, dim=-1)
-    for number, layer in enumerate(concat.hidden):
-        other = total.hidden[number]
-        layer.weight.copy_(torch.cat([other.weight, skips[number]], dim=1))
+    start = 0
+    pairs = zip(affine_layers(concat), affine_layers(total), strict=True)
+    for number, (layer, other) in enumerate(pairs):
         layer.bias.copy_(other.bias)
+        if number == 0:
+            layer.weight.copy_(other.weight)
+            continue
+        end = start + other.weight.shape[-1]
+        skip = total.skip_weight[..., start:end]
+        layer.weight.copy_(torch.cat([other.weight, skip], dim=1))
+        start = end
+    assert start == total.skip_weight.shape[-1]
     z = draw(1, 2, 7, N_IN)
     torch.testing.assert_close(total(z), concat(z))
 
