@@ -171,6 +171,20 @@ def test_restarts_keep_the_best_and_report_consistency():
     assert vae.consistency_[0] > 0.95
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_new_fit_forgets_the_old_one(linear_data):
+    first = {"early_stopping": True, "n_init": 2, "decoder": "anchored"}
+    X = np.abs(linear_data) / np.abs(linear_data).max()
+    vae = linear_vae(2, max_iter=2, **first).fit(linear_data)
+    vae.set_params(
+        early_stopping=False, n_init=1, decoder="mlp", likelihood="bernoulli"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PosteriorCollapseWarning)
+        fresh = clone(vae).fit(X)
+        assert vars(vae.fit(X)).keys() == vars(fresh).keys()
+
+
 def test_warm_start_continues(linear_data):
     vae = linear_vae(2, max_iter=5, warm_start=True).fit(linear_data)
     first = vae.best_bound_

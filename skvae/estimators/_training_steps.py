@@ -36,6 +36,16 @@ from skvae.estimators._fitting import (
 )
 from skvae.metrics import active_units
 
+# Attributes that some fits set and others do not; none may outlive a new fit.
+SOMETIMES_FITTED = (
+    "_stream_state",
+    "_optimizer_state",
+    "consistency_",
+    "inverse_lipschitz_",
+    "noise_variance_",
+    "validation_scores_",
+)
+
 
 class Run(NamedTuple):
     """What training works on and what its results are read from."""
@@ -135,7 +145,7 @@ class TrainingSteps:
             state["best_bound_"] = bounds[best]
             state["_seeds"] = [seeds[best]]
             state.update(self._history_state(history, best))
-            for leftover in ("_stream_state", "_optimizer_state", "consistency_"):
+            for leftover in SOMETIMES_FITTED:
                 self.__dict__.pop(leftover, None)
             vars(self).update(state)
             self._warn(history, data)
