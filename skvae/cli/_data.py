@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -196,7 +197,7 @@ def _source(arguments):
         X_test, _ = as_array(table.X_test, arguments.data)
     y, y_test = (_labels(y, arguments.data) for y in (table.y, table.y_test))
     arrays = X, y, X_test, y_test
-    return arrays, table.image_shape, str(arguments.data), names, []
+    return arrays, table.image_shape, Path(arguments.data).name, names, []
 
 
 def _varying(X, X_test, names, notes):

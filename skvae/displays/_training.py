@@ -304,7 +304,9 @@ class KLDisplay:
             # The forecast is infinite where X has no noise at all.
             finite = np.where(np.isfinite(self.forecast), self.forecast, np.nan)
             (self.line_,) = self.ax_.plot(components, finite, **style)
-            self.ax_.legend(frameon=False)
+            # Room for the legend above the bars.
+            self.ax_.set_ylim(top=1.35 * self.ax_.get_ylim()[1])
+            self.ax_.legend(frameon=False, loc="upper right")
         self.ax_.set_xlabel("component")
         self.ax_.set_ylabel("KL in nats")
         self.ax_.xaxis.get_major_locator().set_params(integer=True)
