@@ -74,7 +74,7 @@ def save(estimator, path):
     >>> from sklearn.datasets import load_iris
     >>> from skvae import VAE, load, save
     >>> X = load_iris().data
-    >>> vae = VAE(n_components=1, width=16, random_state=0).fit(X)
+    >>> vae = VAE(n_components=1, width=64, random_state=0).fit(X)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = os.path.join(folder, "iris.skvae")
     ...     save(vae, path)
