@@ -90,12 +90,11 @@ class Epoch:
 
 @dataclass
 class History:
-    """All epochs, how often each replica rolled back, and where it stopped."""
+    """All epochs, when each replica rolled back, and why training ended."""
 
     n_replicas: int
     epochs: list[Epoch] = field(default_factory=list)
     rollbacks: list[list[int]] = field(default_factory=list)
-    best_epoch: list[int] = field(default_factory=list)
     stopped_by_patience: bool = False
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)
 
@@ -185,7 +184,6 @@ class Training:
         self.history = History(model.n_replicas)
         n_replicas = model.n_replicas
         self.history.rollbacks = [[] for _ in range(n_replicas)]
-        self.history.best_epoch = [0] * n_replicas
         self.good = self.optimizer.values.clone()
         self.best = self.good
         self.best_bound = [-math.inf] * n_replicas
@@ -261,7 +259,6 @@ class Training:
                     self.best = self.good.clone()
                 self.best_bound[replica] = value
                 self.best[replica] = self.optimizer.values[replica]
-                self.history.best_epoch[replica] = number
         return values
 
 

@@ -45,8 +45,6 @@ class EncoderPosterior(Specification):
         Whether the coordinates of z are independent given x.
     """
 
-    requires_u = False
-
     family = "posterior"
 
     def __init__(self, covariance="diagonal"):
@@ -101,8 +99,6 @@ class JointPosterior(EncoderPosterior):
     covariance : {"diagonal", "full"}, default="diagonal"
         Whether the coordinates of z are independent given x (and u).
     """
-
-    requires_u = True
 
     def n_inputs(self, n_features: int, n_auxiliary: int) -> int:
         return n_features + n_auxiliary

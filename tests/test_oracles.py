@@ -7,9 +7,11 @@ import pytest
 from sklearn.base import clone
 from sklearn.decomposition import PCA, FactorAnalysis
 
+import skvae
 from skvae import (
     LIDVAE,
     VAE,
+    IdentifiableVAE,
     PosteriorCollapseWarning,
     SkipVAE,
     collapse_forecast,
@@ -185,6 +187,14 @@ def test_a_new_fit_forgets_the_old_one(linear_data):
         assert vars(vae.fit(X)).keys() == vars(fresh).keys()
 
 
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+def test_a_fit_without_u_forgets_the_categories():
+    X, u = make_nonlinear_ica(80, n_segments=4, random_state=0)
+    vae = IdentifiableVAE(2, **FAST).fit(X, u=u)
+    assert hasattr(vae, "u_categories_")
+    assert not hasattr(vae.fit(X), "u_categories_")
+
+
 def test_warm_start_continues(linear_data):
     vae = linear_vae(2, max_iter=5, warm_start=True).fit(linear_data)
     first = vae.best_bound_
@@ -204,3 +214,18 @@ def test_partial_fit_learns_from_chunks(linear_data):
     pca = PCA(3).fit(linear_data)
     assert vae.score(linear_data) == pytest.approx(pca.score(linear_data), abs=0.1)
     assert vae.n_iter_ == 160
+
+
+@pytest.mark.parametrize("name", ["VAE", "LIDVAE", "iVAE", "IdentifiableVAE"])
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+def test_networks_trained_on_a_device_rest_on_the_cpu(name, device):
+    X, u = make_nonlinear_ica(160, n_segments=4, random_state=0)
+    vae = getattr(skvae, name)(2, **{**FAST, "device": str(device), "n_init": 2})
+    vae.set_params(random_state=0).fit(X, u)
+    assert {p.device.type for p in vae.module_.parameters()} == {"cpu"}
+    assert {b.device.type for b in vae.module_.buffers()} == {"cpu"}
+    at_rest = vae.transform(X)
+    on_cpu = vae.set_params(device="cpu").transform(X)
+    np.testing.assert_allclose(on_cpu, at_rest, rtol=1e-5, atol=1e-6)
+    assert np.isfinite(vae.score_samples(X)).all()
+    assert vae.sample(3, random_state=0).shape == (3, 4)

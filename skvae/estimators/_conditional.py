@@ -26,6 +26,8 @@ class ConditionalVAE(BaseVAE):
 
     def _auxiliary(self, X, y, u, *, reset, categories=None):
         given = y if u is None else u
+        if reset:
+            self.__dict__.pop("u_categories_", None)
         if given is None:
             if self._requires_u:
                 raise ValueError(
@@ -39,7 +41,6 @@ class ConditionalVAE(BaseVAE):
         if reset:
             encoder = AuxiliaryEncoder.learn(given, self.u_type, categories)
             self._u_encoder = encoder
-            self.__dict__.pop("u_categories_", None)
             if encoder.discrete:
                 self.u_categories_ = encoder.categories
         if self._u_encoder is None:
