@@ -117,9 +117,11 @@ def main():
     arguments.add_argument("--n-features", type=int, default=4)
     arguments.add_argument("--centers", default="zero")
     default = ["iVAE, full covariance", "VAE"]
+    arguments.add_argument("--first-seed", type=int, default=0)
     arguments.add_argument("--methods", nargs="+", default=default)
     options = arguments.parse_args()
-    for seed in range(options.seeds or 10):
+    first = options.first_seed
+    for seed in range(first, first + (options.seeds or 10)):
         run(
             options.output,
             seed,
