@@ -20,6 +20,15 @@ def bounded_log_scale(t: Tensor) -> Tensor:
     return 8.0 * tanh(t / 8.0)
 
 
+def require_gaussian(q, who: str) -> None:
+    """Raise ValueError unless q is one Gaussian per row."""
+    if not hasattr(q, "moved"):
+        raise ValueError(
+            f"{who} needs a posterior that is a single Gaussian. Got "
+            f"{type(q).__name__}; use posterior_type='marginal'."
+        )
+
+
 def _marginal_kl(q, other: DiagonalGaussian | None) -> Tensor:
     """KL of every coordinate's marginal; `other` None is the standard normal."""
     if other is None:
@@ -27,6 +36,12 @@ def _marginal_kl(q, other: DiagonalGaussian | None) -> Tensor:
     precision = exp(-2.0 * other.log_scale)
     second_moment = exp(2.0 * q.log_scale) + (q.loc - other.loc).square()
     return 0.5 * (second_moment * precision - 1.0) + other.log_scale - q.log_scale
+
+
+def _pairwise_marginal_log_prob(q, z: Tensor) -> Tensor:
+    log_scale = q.log_scale.unsqueeze(1)
+    standardised = (z.unsqueeze(2) - q.loc.unsqueeze(1)) * exp(-log_scale)
+    return -0.5 * (standardised.square() + LOG_TWO_PI) - log_scale
 
 
 class DiagonalGaussian(NamedTuple):
@@ -68,6 +83,22 @@ class DiagonalGaussian(NamedTuple):
     def kl(self, other: DiagonalGaussian | None = None) -> Tensor:
         """KL(self || other) summed over the latent axis, shape ``(...)``."""
         return _marginal_kl(self, other).sum(-1)
+
+    def moved(self, shift: Tensor, log_stretch: Tensor) -> DiagonalGaussian:
+        """The law of ``sample(shift + exp(log_stretch) * noise)``, ``(..., d)``.
+
+        Shift and stretch are in units of this Gaussian: (0, 0) leaves it as it is.
+        """
+        loc = self.loc + self.scale * shift
+        return DiagonalGaussian(loc, self.log_scale + log_stretch)
+
+    def pairwise_log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of each code under each Gaussian: ``(R, n, m)`` for m of them."""
+        return self.pairwise_marginal_log_prob(z).sum(-1)
+
+    def pairwise_marginal_log_prob(self, z: Tensor) -> Tensor:
+        """The same for every coordinate alone, shape ``(R, n, m, d)``."""
+        return _pairwise_marginal_log_prob(self, z)
 
     def product(self, other: DiagonalGaussian) -> DiagonalGaussian:
         """Normalised product of the two densities, again a diagonal Gaussian."""
@@ -137,6 +168,23 @@ class CorrelatedGaussian:
         """KL(self || other), shape ``(...)``; None is the standard normal."""
         total_correlation = self.log_scale.sum(-1) - self.log_volume()
         return _marginal_kl(self, other).sum(-1) + total_correlation
+
+    def moved(self, shift: Tensor, log_stretch: Tensor) -> CorrelatedGaussian:
+        """The law of ``sample(shift + exp(log_stretch) * noise)``, ``(..., d)``."""
+        factor = self.factor * exp(-log_stretch).unsqueeze(-2)
+        return CorrelatedGaussian(self.sample(shift), factor)
+
+    def pairwise_log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of each code under each Gaussian: ``(R, n, m)`` for m of them."""
+        standardised = torch.einsum(
+            "rnmd,rmde->rnme", z.unsqueeze(2) - self.loc.unsqueeze(1), self.factor
+        )
+        terms = standardised.square() + LOG_TWO_PI
+        return -0.5 * terms.sum(-1) - self.log_volume().unsqueeze(1)
+
+    def pairwise_marginal_log_prob(self, z: Tensor) -> Tensor:
+        """The same for every coordinate alone, shape ``(R, n, m, d)``."""
+        return _pairwise_marginal_log_prob(self, z)
 
     def product(self, other: DiagonalGaussian) -> CorrelatedGaussian:
         """Normalised product with a diagonal Gaussian."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skvae._gaussian import LOG_TWO_PI, DiagonalGaussian
+from skvae._gaussian import DiagonalGaussian
 
 
 class Frame(nn.Module):
@@ -87,6 +87,12 @@ class LatentVariableModel(nn.Module):
         encoded = family.read(self.encoder(family.inputs(features, u)), self.n_latents)
         return family.combine(encoded, self.prior, u)
 
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters of q, which are the encoder's, and those of p, the others."""
+        encoder = list(self.encoder.parameters())
+        known = {id(p) for p in encoder}
+        return encoder, [p for p in self.parameters() if id(p) not in known]
+
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's parameters, shape ``(R, B, n_outputs)``."""
         return torch.addcmul(self.frame.offset, self.frame.unit, self.decoder(z))
@@ -96,26 +102,21 @@ class LatentVariableModel(nn.Module):
         log_likelihood = self.likelihood.log_prob(x, self.decode(z))
         return log_likelihood + self.prior.log_prob(z, u)
 
+    def expected_log_likelihood(self, x: Tensor, q, z: Tensor) -> Tensor:
+        """Estimate of E_q log p(x|z) in nats from a draw z of q, shape ``(R, B)``."""
+        return self.posterior_family.expected_log_likelihood(self, x, q, z)
+
     @torch.no_grad()
-    def importance_log_weights(self, x: Tensor, u: Tensor | None, noise: Tensor):
-        """Log p(x,z|u)/q(z|x,u) for noise ``(S, d)`` shared by rows: ``(R, S, B)``."""
-        q = self.posterior(x, u)
-        n_replicas, n_rows, n_latents = q.loc.shape
-        n_draws = noise.shape[0]
-        z = q.sample_shared(noise)
-        # log q(z|x) needs the noise and the volume alone.
-        log_q = -0.5 * (noise.square() + LOG_TWO_PI).sum(-1)[:, None]
-        log_q = log_q - q.log_volume().unsqueeze(1)
+    def importance_log_weights(
+        self, x: Tensor, u: Tensor | None, noise: Tensor, q=None
+    ) -> Tensor:
+        """Log p(x,z|u)/q(z|x,u) for noise ``(S, d)`` shared by rows: ``(R, S, B)``.
 
-        def repeat(a):
-            if a is None:
-                return None
-            shape = (a.shape[0], n_draws, n_rows, a.shape[-1])
-            return a.unsqueeze(1).expand(shape).reshape(a.shape[0], -1, a.shape[-1])
-
-        flat = z.reshape(n_replicas, n_draws * n_rows, n_latents)
-        joint = self.log_joint(repeat(x), flat, repeat(u))
-        return joint.reshape(n_replicas, n_draws, n_rows) - log_q
+        Without `q`, the encoder's answer is the proposal.
+        """
+        if q is None:
+            q = self.posterior(x, u)
+        return self.posterior_family.importance_log_weights(self, x, u, q, noise)
 
     def select(self, replica: int) -> LatentVariableModel:
         """A compact copy with one replica alone."""

@@ -6,16 +6,37 @@ worker process; the fused kernel itself needs none of it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+OPTIONS = {
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "amsgrad": False,
+    "maximize": False,
+}
 
 # A gradient longer than this many times the recent average is shortened to it.
 CLIP_RATIO = 5.0
 CLIP_MEMORY = 0.98
+
+# What a later `resume` needs.
+STATE = ("first", "second", "count", "typical_norm")
+
+
+def _clipping(norms: Tensor, typical: Tensor) -> tuple[Tensor, Tensor]:
+    """Divisors that clip gradients of these norms, and the new typical norms."""
+    known = torch.where(typical > 0, typical, norms)
+    divisor = (norms / (CLIP_RATIO * known)).clamp_min(1.0)
+    moved = CLIP_MEMORY * known + (1.0 - CLIP_MEMORY) * norms / divisor
+    divisor = torch.where(torch.isfinite(divisor), divisor, torch.ones_like(divisor))
+    return divisor, torch.where(torch.isfinite(moved), moved, known)
 
 
 class FlatAdam:
@@ -46,27 +67,26 @@ class FlatAdam:
         self.typical_norm = like.new_zeros(n_replicas)
         self.norm_sum = like.new_zeros(n_replicas)
 
-    def differentiate(self, loss: Tensor) -> None:
-        """Put the gradient of a scalar into `gradients`."""
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        pairs = [
-            (s, g) for s, g in zip(self.slots, found, strict=True) if g is not None
-        ]
-        torch._foreach_copy_([s for s, _ in pairs], [g for _, g in pairs])
+    def differentiate(self, loss: Tensor, parameters=None) -> None:
+        """Put the gradient of a scalar into `gradients`.
 
-    def _shorten(self) -> Tensor:
-        """Divisors that clip each replica's gradient, shape ``(R,)``."""
-        norms = torch.linalg.vector_norm(self.gradients, dim=1)
-        self.norm_sum += norms
-        known = torch.where(self.typical_norm > 0, self.typical_norm, norms)
-        divisor = (norms / (CLIP_RATIO * known)).clamp_min(1.0)
-        moved = CLIP_MEMORY * known + (1.0 - CLIP_MEMORY) * norms / divisor
-        self.typical_norm = torch.where(torch.isfinite(moved), moved, known)
-        return torch.where(torch.isfinite(divisor), divisor, torch.ones_like(divisor))
+        With `parameters`, some of the model's, only theirs is found and written.
+        """
+        slots = self.slots
+        if parameters is None:
+            parameters = self.parameters
+        else:
+            slot_of = dict(zip(map(id, self.parameters), self.slots, strict=True))
+            slots = [slot_of[id(p)] for p in parameters]
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        pairs = [(s, g) for s, g in zip(slots, found, strict=True) if g is not None]
+        torch._foreach_copy_([s for s, _ in pairs], [g for _, g in pairs])
 
     def step(self, rates: Sequence[float]) -> None:
         """One update with one learning rate per replica."""
-        divisor = self._shorten()
+        norms = torch.linalg.vector_norm(self.gradients, dim=1)
+        self.norm_sum += norms
+        divisor, self.typical_norm = _clipping(norms, self.typical_norm)
         if len(rates) > 1:
             self.gradients.div_(divisor.unsqueeze(1))
             scale = None
@@ -86,13 +106,8 @@ class FlatAdam:
                 [],
                 [self.count.clone()],
                 lr=rate,
-                beta1=BETA_1,
-                beta2=BETA_2,
-                weight_decay=0.0,
-                eps=EPSILON,
-                amsgrad=False,
-                maximize=False,
                 grad_scale=scale,
+                **OPTIONS,
             )
 
     def restore(self, replica: int, values: Tensor) -> None:
@@ -104,10 +119,65 @@ class FlatAdam:
 
     def state(self) -> dict[str, Tensor]:
         """What a later :meth:`resume` needs, on the CPU."""
-        names = ("first", "second", "count", "typical_norm")
-        return {name: getattr(self, name).detach().cpu().clone() for name in names}
+        return {name: getattr(self, name).detach().cpu().clone() for name in STATE}
 
     def resume(self, state: dict[str, Tensor]) -> None:
-        """Continue from an earlier :meth:`state`."""
-        for name, value in state.items():
-            setattr(self, name, value.to(self.values.device).clone())
+        """Continue from an earlier :meth:`state`, be it of other groups."""
+        for name in STATE:
+            own, value = getattr(self, name), state[name].to(self.values.device)
+            if value.shape != own.shape:
+                value = value.mean().expand_as(own)
+            setattr(self, name, value.clone())
+
+
+class GroupedAdam(FlatAdam):
+    """Adam whose groups of parameters, and whose replicas, may step apart.
+
+    Each group of each replica counts its own steps and clips its own gradient; one
+    that does not step keeps its momentum as it is. `groups` are lists of parameters
+    that make up all of the model's, in the model's order.
+    """
+
+    def __init__(self, model: nn.Module, n_replicas: int, groups):
+        super().__init__(model, n_replicas)
+        self.groups = [list(group) for group in groups]
+        listed = [id(p) for group in self.groups for p in group]
+        if listed != [id(p) for p in self.parameters]:
+            raise ValueError("The groups must be all parameters, in their order.")
+        sizes = [sum(p.numel() for p in g) // n_replicas for g in self.groups]
+        self.columns = [
+            slice(end - size, end)
+            for size, end in zip(sizes, accumulate(sizes), strict=True)
+        ]
+        shape = n_replicas, len(self.groups)
+        self.count = torch.zeros(shape, device=self.values.device)
+        self.typical_norm = self.values.new_zeros(shape)
+
+    def step(self, rates: Sequence[float], chosen=None, record: bool = True) -> None:
+        """Update the groups that `chosen`, ``(R, G)`` booleans, names; None is all.
+
+        The norms of what is updated are added to `norm_sum` if `record`.
+        """
+        if chosen is None:
+            chosen = [[True] * len(self.groups)] * len(rates)
+        pieces = [self.gradients[:, columns] for columns in self.columns]
+        norms = torch.stack(
+            [torch.linalg.vector_norm(piece, dim=1) for piece in pieces], dim=1
+        )
+        mask = torch.tensor(chosen, device=norms.device)
+        divisor, typical = _clipping(norms, self.typical_norm)
+        self.typical_norm = torch.where(mask, typical, self.typical_norm)
+        if record:
+            self.norm_sum += torch.where(mask, norms.square(), 0.0).sum(1).sqrt()
+        self.count += mask
+        cells = defaultdict(list)
+        for r, row in enumerate(chosen):
+            for g, steps in enumerate(row):
+                if steps:
+                    pieces[g][r].div_(divisor[r, g])
+                    cells[rates[r]].append((r, g))
+        for rate, together in cells.items():
+            buffers = self.values, self.gradients, self.first, self.second
+            lists = [[b[r, self.columns[g]] for r, g in together] for b in buffers]
+            counts = [self.count[cell].clone() for cell in together]
+            torch._fused_adam_(*lists, [], counts, lr=rate, **OPTIONS)

@@ -29,6 +29,8 @@ from skvae._random import (
 NOISE_BLOCK = 1 << 18
 EVALUATION_ROWS = 4096
 MAX_ROLLBACKS = 3
+# Prefix of the inference procedure's tensors among the optimiser's.
+MEMORY = "inference."
 
 
 # Factor on the learning rate after a fraction of training.
@@ -44,15 +46,41 @@ SCHEDULES = {
 
 
 class Data(NamedTuple):
-    """Rows to train on: x ``(n, p)``, u ``(n, m)`` or None, weight ``(n,)``."""
+    """Rows to train on: x ``(n, p)``, u ``(n, m)`` or None, weight ``(n,)``.
+
+    Replicas may read different rows: then the tensors are `n_blocks` data sets of n
+    rows, one after the other, and `block`, ``(R,)``, is the one of each replica.
+    """
 
     x: Tensor
     u: Tensor | None
     weight: Tensor
+    block: Tensor | None = None
+    n_blocks: int = 1
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows that a replica reads."""
+        return self.x.shape[0] // self.n_blocks
+
+    def take(self, tensor: Tensor, rows) -> Tensor:
+        """These rows of one of the tensors, ``(1 or R, rows, ...)``."""
+        blocks = tensor.view(self.n_blocks, -1, *tensor.shape[1:])[:, rows]
+        chosen = blocks if self.block is None else blocks[self.block]
+        return chosen.to(self.weight.dtype)
+
+    def total_weight(self) -> Tensor:
+        """Sum of the weights, of each replica ``(R,)`` where they differ."""
+        if self.block is None:
+            return self.weight.sum()
+        return self.weight.view(self.n_blocks, -1).sum(1)[self.block]
 
 
 class Batch(NamedTuple):
-    """Rows of one step: x ``(R, B, p)``, noise ``(R, B, d)``, weight ``(R, B)``."""
+    """Rows of one step: x ``(R, B, p)``, u, weight ``(R, B)`` and noise.
+
+    The noise has shape ``(R, B, d)``, or ``(R, B, k, d)`` for an objective of k draws.
+    """
 
     x: Tensor
     u: Tensor | None
@@ -104,54 +132,91 @@ class NonFiniteLossError(ValueError):
 
 
 class State:
-    """What an inference procedure's step works on."""
+    """What an inference procedure's step works on.
+
+    `memory` holds the procedure's own tensors: they go into the history and come
+    back when a later call of :func:`train` continues this one. `evaluation` are the
+    rows on which it may judge the model, held out where there are such.
+    """
 
     def __init__(self, model, objective, optimizer: FlatAdam, settings: Settings):
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.settings = settings
         self.base_rates = [settings.learning_rate] * model.n_replicas
         self.progress = settings.progress or 0.0
+        self.memory: dict[str, Tensor] = {}
+        self.data = self.evaluation = self.draws = self.seeds = None
 
     def rates(self) -> list[float]:
         factor = self.settings.schedule(self.progress)
         return [rate * factor for rate in self.base_rates]
 
+    def noise(self, n_rows: int, n_draws: int) -> Tensor:
+        """Fresh standard normal draws for a batch, shape ``(R, B, n_draws, d)``."""
+        shape = n_rows, n_draws, self.model.n_latents
+        return standard_normal(self.draws.noise, *shape, dtype=self.data.weight.dtype)
 
-def batches(data: Data, draws: Streams, batch_size: int, n_latents: int):
+    def random_batch(self, active: list[bool]) -> Batch:
+        """Random rows, each at most once; the streams of idle replicas stand still."""
+        n = self.data.n_rows
+        size = min(self.settings.batch_size, n)
+        shape = noise_shape(size, self.model.n_latents, self.objective.n_draws)
+        dtype, device = self.data.weight.dtype, self.data.x.device
+        rows, noise = [], []
+        for shuffle, draws, runs in zip(*self.draws, active, strict=True):
+            if runs:
+                rows.append(torch.randperm(n, generator=shuffle)[:size])
+                noise.append(standard_normal([draws], *shape, dtype=dtype)[0])
+            else:
+                rows.append(torch.arange(size))
+                noise.append(torch.zeros(shape, dtype=dtype, device=device))
+        return cut(self.data, torch.stack(rows).to(device), torch.stack(noise))
+
+
+def noise_shape(n_rows: int, n_latents: int, n_draws: int) -> tuple[int, ...]:
+    """Shape of one replica's noise; a single draw has no axis of its own."""
+    return (n_rows, n_latents) if n_draws == 1 else (n_rows, n_draws, n_latents)
+
+
+def cut(data: Data, rows: Tensor, noise: Tensor) -> Batch:
+    """The batch of the row numbers ``(R, B)``, in the dtype of the weights."""
+    if data.block is not None:
+        rows = rows + (data.block * data.n_rows).unsqueeze(1)
+    flat = rows.reshape(-1)
+
+    def take(tensor):
+        if tensor is None:
+            return None
+        chosen = tensor.index_select(0, flat).to(data.weight.dtype)
+        return chosen.view(rows.shape[0], -1, *tensor.shape[1:])
+
+    return Batch(take(data.x), take(data.u), take(data.weight), noise)
+
+
+def batches(
+    data: Data, draws: Streams, batch_size: int, n_latents: int, n_draws: int = 1
+):
     """Shuffled batches of one epoch; each replica in its own order."""
-    n = data.x.shape[0]
-    n_replicas = len(draws.shuffle)
-    device, dtype = data.x.device, data.weight.dtype
-    order = permutations(draws.shuffle, n).to(device)
-    block = max(1, NOISE_BLOCK // (batch_size * n_latents)) * batch_size
+    n = data.n_rows
+    dtype = data.weight.dtype
+    order = permutations(draws.shuffle, n).to(data.x.device)
+    block = max(1, NOISE_BLOCK // (batch_size * n_latents * n_draws)) * batch_size
     for start in range(0, n, block):
         size = min(block, n - start)
-        noise = standard_normal(draws.noise, size, n_latents, dtype=dtype)
+        shape = noise_shape(size, n_latents, n_draws)
+        noise = standard_normal(draws.noise, *shape, dtype=dtype)
         for offset in range(0, size, batch_size):
             rows = order[:, start + offset : min(start + offset + batch_size, n)]
-            flat = rows.reshape(-1)
-
-            def cut(tensor, flat=flat):
-                if tensor is None:
-                    return None
-                chosen = tensor.index_select(0, flat).to(dtype)
-                return chosen.view(n_replicas, -1, *tensor.shape[1:])
-
-            yield Batch(
-                cut(data.x),
-                cut(data.u),
-                cut(data.weight),
-                noise[:, offset : offset + batch_size],
-            )
+            yield cut(data, rows, noise[:, offset : offset + batch_size])
 
 
 def chunks(data: Data, rows: int = EVALUATION_ROWS):
-    """Consecutive rows with a leading axis of one: ``(x, u, weight)``."""
-    dtype = data.weight.dtype
-    for start in range(0, data.x.shape[0], rows):
+    """Consecutive rows with a leading axis of one, or R: ``(x, u, weight)``."""
+    for start in range(0, data.n_rows, rows):
         part = slice(start, start + rows)
-        u = None if data.u is None else data.u[part].to(dtype).unsqueeze(0)
-        yield data.x[part].to(dtype).unsqueeze(0), u, data.weight[part]
+        u = None if data.u is None else data.take(data.u, part)
+        weight = data.take(data.weight, part)
+        yield data.take(data.x, part), u, weight[0] if data.block is None else weight
 
 
 @torch.no_grad()
@@ -164,10 +229,10 @@ def bound(model, inference, data: Data, seeds: list[Seeds]) -> Tensor:
         q = inference.posterior(model, x, u)
         noise = standard_normal(noise_streams, x.shape[1], model.n_latents, dtype=dtype)
         z = q.sample(noise)
-        log_likelihood = model.likelihood.log_prob(x, model.decode(z))
+        log_likelihood = model.expected_log_likelihood(x, q, z)
         rows = log_likelihood - model.prior.kl(q, z, u)
         total += (rows * weight).sum(-1)
-    return total / data.weight.sum()
+    return total / data.total_weight()
 
 
 class Training:
@@ -179,8 +244,10 @@ class Training:
         self.settings = settings
         device = data.x.device
         self.draws = draws if draws is not None else streams(seeds, device)
-        self.optimizer = FlatAdam(model, model.n_replicas)
-        self.state = State(model, objective, self.optimizer, settings)
+        self.optimizer = inference.optimizer(model)
+        self.state = state = State(model, objective, self.optimizer, settings)
+        state.data = state.evaluation = data
+        state.draws, state.seeds = self.draws, seeds
         self.history = History(model.n_replicas)
         n_replicas = model.n_replicas
         self.history.rollbacks = [[] for _ in range(n_replicas)]
@@ -188,16 +255,44 @@ class Training:
         self.best = self.good
         self.best_bound = [-math.inf] * n_replicas
         self.waited = [0] * n_replicas
+        self.failed: dict[int, NonFiniteLossError] = {}
+
+    def advance(self, number: int, validation: Data | None) -> Epoch:
+        """One epoch and what follows it; failed replicas are in `failed`."""
+        row, finite = self.run_epoch(number)
+        self.inference.end_epoch(self.state)
+        if all(finite):
+            self.good.copy_(self.optimizer.values)
+        else:
+            for replica, fine in enumerate(finite):
+                if fine:
+                    self.good[replica] = self.optimizer.values[replica]
+        if validation is not None:
+            row.validation_bound = self.watch(number, validation)
+        return row
+
+    def out_of_patience(self, replicas: slice = slice(None)) -> bool:
+        """Whether the held-out bound of these replicas has stood still for long."""
+        patience = self.settings.patience
+        return patience is not None and all(
+            waited >= patience for waited in self.waited[replicas]
+        )
+
+    def final_values(self, replicas: slice = slice(None)) -> Tensor:
+        """The best parameters by the held-out bound, or else the last, ``(r, P)``."""
+        watched = max(self.best_bound[replicas]) > -math.inf
+        return (self.best if watched else self.optimizer.values)[replicas]
 
     def run_epoch(self, number: int) -> tuple[Epoch, list[bool]]:
         """One pass over the data; also tells which replicas stayed finite."""
         started = time.perf_counter()
         settings, state = self.settings, self.state
-        n_batches = math.ceil(self.data.x.shape[0] / settings.batch_size)
+        n_batches = math.ceil(self.data.n_rows / settings.batch_size)
         sums = []
         self.optimizer.norm_sum.zero_()
+        size, n_draws = settings.batch_size, self.objective.n_draws
         for k, batch in enumerate(
-            batches(self.data, self.draws, settings.batch_size, self.model.n_latents)
+            batches(self.data, self.draws, size, self.model.n_latents, n_draws)
         ):
             if settings.progress is None:
                 state.progress = (number + k / n_batches) / settings.max_epochs
@@ -205,7 +300,7 @@ class Training:
             with torch.no_grad():
                 sums.append((torch.stack(terms) * batch.weight).sum(-1))
         totals = torch.stack(sums)
-        means = (totals.sum(0) / self.data.weight.sum()).tolist()
+        means = (totals.sum(0) / self.data.total_weight()).tolist()
         finite = (
             torch.isfinite(totals).all(0).all(0)
             & torch.isfinite(self.optimizer.values).all(1)
@@ -217,6 +312,17 @@ class Training:
         seconds = time.perf_counter() - started
         return Epoch(*means, weight, norms, state.rates(), seconds), finite
 
+    def memory(self) -> dict[str, Tensor]:
+        """What the inference procedure remembers, on the CPU."""
+        memory = self.state.memory
+        return {MEMORY + name: value.cpu().clone() for name, value in memory.items()}
+
+    def remember(self, state: dict[str, Tensor]) -> None:
+        """Give the inference procedure back its :meth:`memory`."""
+        for name, value in state.items():
+            if name.startswith(MEMORY):
+                self.state.memory[name.removeprefix(MEMORY)] = value.clone()
+
     def roll_back(self, number: int, finite: list[bool], totals: Tensor) -> None:
         """Return failed replicas to the last good weights at half the rate."""
         for replica, fine in enumerate(finite):
@@ -224,8 +330,8 @@ class Training:
                 continue
             failures = self.history.rollbacks[replica]
             failures.append(number)
-            if len(failures) > MAX_ROLLBACKS:
-                raise NonFiniteLossError(
+            if len(failures) > MAX_ROLLBACKS and replica not in self.failed:
+                self.failed[replica] = NonFiniteLossError(
                     f"The {self.failed_term(totals[..., replica])} became non-finite "
                     f"in epoch {number + 1}, after {MAX_ROLLBACKS} returns to the "
                     "last good weights with half the learning rate each. Scale X "
@@ -282,26 +388,20 @@ def train(
     fails more than three times.
     """
     run = Training(model, data, objective, inference, settings, seeds, draws)
+    if validation is not None:
+        run.state.evaluation = validation
     if optimizer_state:
         run.optimizer.resume(optimizer_state)
+        run.remember(optimizer_state)
     for number in range(settings.max_epochs):
         end_epoch = begin_epoch()
-        row, finite = run.run_epoch(number)
-        if all(finite):
-            run.good.copy_(run.optimizer.values)
-        else:
-            for replica, fine in enumerate(finite):
-                if fine:
-                    run.good[replica] = run.optimizer.values[replica]
-        if validation is not None:
-            row.validation_bound = run.watch(number, validation)
-            run.history.stopped_by_patience = all(
-                waited >= settings.patience for waited in run.waited
-            )
+        row = run.advance(number, validation)
+        for error in run.failed.values():
+            raise error
+        run.history.stopped_by_patience = run.out_of_patience()
         run.history.epochs.append(row)
         if end_epoch(row) or run.history.stopped_by_patience:
             break
-    if max(run.best_bound) > -math.inf:
-        run.optimizer.values.copy_(run.best)
-    run.history.optimizer_state = run.optimizer.state()
+    run.optimizer.values.copy_(run.final_values())
+    run.history.optimizer_state = {**run.optimizer.state(), **run.memory()}
     return run.history

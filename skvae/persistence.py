@@ -25,6 +25,7 @@ from skvae.estimators._fitting import rebuild_model
 from skvae.inference import INFERENCES
 from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import NETWORKS
+from skvae.networks.flow import FLOWS
 from skvae.objectives import OBJECTIVES
 from skvae.posteriors import POSTERIORS
 from skvae.priors import PRIORS
@@ -34,7 +35,7 @@ __all__ = ["load", "save"]
 FORMAT_VERSION = 1
 # Attributes that are written in a way of their own.
 _APART = {"module_": "tensors", "_metadata_request": "requests"}
-_FAMILIES = (NETWORKS, LIKELIHOODS, PRIORS, POSTERIORS, INFERENCES, OBJECTIVES)
+_FAMILIES = (NETWORKS, FLOWS, LIKELIHOODS, PRIORS, POSTERIORS, INFERENCES, OBJECTIVES)
 _SPECIFICATIONS = {cls.__name__: cls for family in _FAMILIES for cls in family.values()}
 _ESTIMATORS = {cls.__name__: cls for cls in all_estimators()}
 

@@ -6,11 +6,19 @@ may then meet the prior; u has shape ``(R or 1, B, m)``.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
-from skvae._gaussian import CorrelatedGaussian, DiagonalGaussian, bounded_log_scale
+from skvae._gaussian import (
+    LOG_TWO_PI,
+    CorrelatedGaussian,
+    DiagonalGaussian,
+    bounded_log_scale,
+)
 from skvae._spec import Specification
+from skvae._validation import Interval
 
 
 def _diagonal(raw: Tensor, n_latents: int) -> DiagonalGaussian:
@@ -74,6 +82,27 @@ class EncoderPosterior(Specification):
     def combine(self, encoded: DiagonalGaussian, prior, u) -> DiagonalGaussian:
         return encoded
 
+    def expected_log_likelihood(self, model, x: Tensor, q, z: Tensor) -> Tensor:
+        """Estimate of E_q log p(x|z) from a draw z of q, shape ``(R, B)``."""
+        return model.likelihood.log_prob(x, model.decode(z))
+
+    def importance_log_weights(self, model, x: Tensor, u, q, noise: Tensor) -> Tensor:
+        """Log p(x,z|u)/q(z|x,u) for noise ``(S, d)`` shared by rows: ``(R, S, B)``."""
+        n_draws = noise.shape[0]
+        z = q.sample_shared(noise)
+        # log q(z|x) needs the noise and the volume alone.
+        log_q = -0.5 * (noise.square() + LOG_TWO_PI).sum(-1)[:, None]
+        log_q = log_q - q.log_volume().unsqueeze(1)
+        u = None if u is None else u.repeat(1, n_draws, 1)
+        joint = model.log_joint(x.repeat(1, n_draws, 1), z.flatten(1, 2), u)
+        return joint.view(z.shape[:-1]) - log_q
+
+    def memberships(self, prior, q, noise: Tensor) -> Tensor:
+        """E_q p(y|z) for a mixture prior, from draws ``(S, d)``, ``(R, B, C)``."""
+        z = q.sample_shared(noise)
+        given_z = prior.responsibilities(z.flatten(1, 2))
+        return given_z.unflatten(1, z.shape[1:3]).mean(1)
+
 
 class ProductPosterior(EncoderPosterior):
     """Take q(z|x,u) proportional to q(z|x) p(z|u), and q(z|x) where u is not known.
@@ -113,10 +142,143 @@ class JointPosterior(EncoderPosterior):
         return torch.cat([features.expand(shape), u.expand(shape)], dim=-1)
 
 
+class CategoricalGaussian:
+    """A law of category y and code z: q(y) N(z; loc_y, scale_y^2), y in 1..C.
+
+    Its draws hold one code per category, side by side as rows, so that sums over y
+    are exact and only z is drawn.
+
+    Parameters
+    ----------
+    log_weights : Tensor of shape (R, B, C)
+        Log q(y).
+    parts : DiagonalGaussian of shape (R, B, C, d)
+        q(z|y).
+    """
+
+    def __init__(self, log_weights: Tensor, parts: DiagonalGaussian):
+        self.log_weights, self.parts = log_weights, parts
+
+    @property
+    def weights(self) -> Tensor:
+        """q(y), shape ``(R, B, C)``."""
+        return torch.exp(self.log_weights)
+
+    @property
+    def loc(self) -> Tensor:
+        """Mean of z, shape ``(R, B, d)``."""
+        return (self.weights.unsqueeze(-1) * self.parts.loc).sum(-2)
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviations of z, shape ``(R, B, d)``."""
+        spread = (self.parts.loc - self.loc.unsqueeze(-2)).square()
+        variance = self.parts.scale.square() + spread
+        return (self.weights.unsqueeze(-1) * variance).sum(-2).sqrt()
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """One code per category from `noise` ``(R, B, d)``, shape ``(R, B C, d)``."""
+        return self.parts.sample(noise.unsqueeze(-2)).flatten(1, 2)
+
+    def expectation(self, values: Tensor) -> Tensor:
+        """Sum over y of q(y) times the values at the codes of a draw, ``(R, B)``."""
+        return (self.weights * values.view(self.log_weights.shape)).sum(-1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of S draws z ``(R, S, B, d)`` of each row, y summed out."""
+        loc, log_scale = (part.unsqueeze(1) for part in self.parts)
+        log_parts = DiagonalGaussian(loc, log_scale).log_prob(z.unsqueeze(-2))
+        return torch.logsumexp(log_parts + self.log_weights.unsqueeze(1), dim=-1)
+
+    def kl_to_mixture(self, components: DiagonalGaussian, log_weights) -> Tensor:
+        """KL of (y, z) to w_y N(z; component y), shape ``(R, B)``.
+
+        `components` have shape ``(R, C, d)`` and `log_weights` ``(R or 1, C)``.
+        """
+        given = DiagonalGaussian(
+            components.loc.unsqueeze(1), components.log_scale.unsqueeze(1)
+        )
+        within = self.parts.kl(given) + self.log_weights - log_weights.unsqueeze(1)
+        return (self.weights * within).sum(-1)
+
+    def kl_per_dimension_to_mixture(self, components, log_weights) -> Tensor:
+        """KL given y of every coordinate, averaged over q(y), shape ``(R, B, d)``."""
+        given = DiagonalGaussian(
+            components.loc.unsqueeze(1), components.log_scale.unsqueeze(1)
+        )
+        return (self.weights.unsqueeze(-1) * self.parts.kl_per_dimension(given)).sum(-2)
+
+
+class EnumeratedPosterior(EncoderPosterior):
+    """Take q(y|x) q(z|x,y) for a mixture prior, with y summed out exactly.
+
+    One network gives the logits of y and a mean and scale of z for each y.
+
+    Parameters
+    ----------
+    n_mixtures : int, default=10
+        Number of mixture components y.
+    """
+
+    _parameter_constraints: dict = {
+        "n_mixtures": [Interval(Integral, 1, None, closed="left")]
+    }
+
+    def __init__(self, n_mixtures=10):
+        self.n_mixtures = n_mixtures
+
+    def build(self):
+        """A posterior has no parameters: it is its own module."""
+        return self
+
+    def n_outputs(self, n_latents: int) -> int:
+        return self.n_mixtures * (1 + 2 * n_latents)
+
+    def read(self, raw: Tensor, n_latents: int) -> CategoricalGaussian:
+        n = self.n_mixtures
+        logits, loc, log_scale = raw.split([n, n * n_latents, n * n_latents], dim=-1)
+        parts = DiagonalGaussian(
+            loc.unflatten(-1, (n, n_latents)),
+            bounded_log_scale(log_scale).unflatten(-1, (n, n_latents)),
+        )
+        return CategoricalGaussian(torch.log_softmax(logits, dim=-1), parts)
+
+    def expected_log_likelihood(self, model, x: Tensor, q, z: Tensor) -> Tensor:
+        """Sum over y of q(y|x) log p(x|z_y), shape ``(R, B)``."""
+        repeated = x.repeat_interleave(self.n_mixtures, dim=1)
+        return q.expectation(model.likelihood.log_prob(repeated, model.decode(z)))
+
+    def memberships(self, prior, q, noise: Tensor) -> Tensor:
+        """q(y|x), shape ``(R, B, C)``."""
+        return q.weights
+
+    def importance_log_weights(self, model, x: Tensor, u, q, noise: Tensor) -> Tensor:
+        """Log of sum_y q(y|x) p(x,z_y)/q(z_y|x) for noise ``(S, d)``, ``(R, S, B)``.
+
+        The proposal is the mixture q(z|x), drawn once from each of its parts; a part
+        that q(y|x) rules out weighs nothing, however badly it was learned.
+        """
+        repeated = x.repeat(1, noise.shape[0], 1)
+        terms = []
+        for y in range(self.n_mixtures):
+            loc, log_scale = (part[:, :, y] for part in q.parts)
+            z = DiagonalGaussian(loc, log_scale).sample_shared(noise)
+            joint = model.log_joint(repeated, z.flatten(1, 2)).view(z.shape[:-1])
+            log_share = q.log_weights[:, :, y].unsqueeze(1)
+            terms.append(log_share + joint - q.log_prob(z))
+        return torch.logsumexp(torch.stack(terms), dim=0)
+
+
 POSTERIORS = {
     "encoder": EncoderPosterior,
     "product": ProductPosterior,
     "joint": JointPosterior,
+    "enumerated": EnumeratedPosterior,
 }
 
-__all__ = ["EncoderPosterior", "JointPosterior", "ProductPosterior"]
+__all__ = [
+    "EncoderPosterior",
+    "EnumeratedPosterior",
+    "JointPosterior",
+    "ProductPosterior",
+]

@@ -81,8 +81,8 @@ class StandardNormalPrior(nn.Module):
         return torch.randn(1, n, self.n_latents, generator=generator)
 
 
-def _mixture_log_prob(components: DiagonalGaussian, log_weights, z: Tensor) -> Tensor:
-    """Log sum_c w_c N(z; component c), shape ``(R, B)``; components ``(R, C, d)``."""
+def _component_log_prob(components: DiagonalGaussian, z: Tensor) -> Tensor:
+    """Log N(z; component c), shape ``(R, B, C)``; components ``(R, C, d)``."""
     precision = torch.exp(-2.0 * components.log_scale)
     weighted = components.loc * precision
     quadratic = matmul(z.square(), precision.transpose(1, 2)) - 2.0 * matmul(
@@ -93,7 +93,12 @@ def _mixture_log_prob(components: DiagonalGaussian, log_weights, z: Tensor) -> T
         + 2.0 * components.log_scale.sum(-1)
         + z.shape[-1] * LOG_TWO_PI
     )
-    log_density = -0.5 * (quadratic + constant.unsqueeze(1))
+    return -0.5 * (quadratic + constant.unsqueeze(1))
+
+
+def _mixture_log_prob(components: DiagonalGaussian, log_weights, z: Tensor) -> Tensor:
+    """Log sum_c w_c N(z; component c), shape ``(R, B)``; components ``(R, C, d)``."""
+    log_density = _component_log_prob(components, z)
     return torch.logsumexp(log_density + log_weights.unsqueeze(1), dim=-1)
 
 
@@ -111,6 +116,33 @@ def _mixture_kl_per_dimension(
         log_p = _mixture_log_prob(marginal, log_weights, z[..., one])
         total.append(own.log_prob(z[..., one]) - log_p)
     return torch.stack(total, dim=-1)
+
+
+GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+
+
+def _cluster_centres(codes: Tensor, weight: Tensor, n: int, rounds=30) -> Tensor:
+    """Centres ``(n, d)`` of weighted k-means, started as k-means++.
+
+    The uniform draws of k-means++ are a fixed low-discrepancy sequence: what follows
+    depends on the codes alone, and on a row of weight two as on two rows.
+    """
+    chosen = []
+    distance = torch.ones_like(weight)
+    for number in range(n):
+        cumulative = torch.cumsum(weight * distance, 0)
+        level = ((number + 0.5) * GOLDEN) % 1.0 * cumulative[-1]
+        row = torch.searchsorted(cumulative, level.reshape(1)).clamp_max(len(codes) - 1)
+        chosen.append(codes[row])
+        new = (codes - codes[row]).square().sum(-1)
+        distance = new if number == 0 else torch.minimum(distance, new)
+    centres = torch.cat(chosen)
+    for _ in range(rounds):
+        nearest = torch.cdist(codes, centres).argmin(1)
+        share = nn.functional.one_hot(nearest, n).to(codes) * weight.unsqueeze(-1)
+        total = share.sum(0).unsqueeze(-1)
+        centres = torch.where(total > 0, share.mT @ codes / total, centres)
+    return centres
 
 
 def _moments(components: DiagonalGaussian, log_weights: Tensor) -> DiagonalGaussian:
@@ -298,6 +330,11 @@ class GaussianMixture(Specification):
     ----------
     n_mixtures : int, default=10
         Number of mixture components.
+    weights : {"learned", "uniform"}, default="learned"
+        Whether the weights of the components are learned or all equal.
+    start : {"random", "kmeans"}, default="random"
+        Where the means begin: standard normal, or at the centres of clusters of the
+        untrained encoder's codes. Far from all codes a component gets no gradient.
 
     References
     ----------
@@ -309,15 +346,25 @@ class GaussianMixture(Specification):
 
     family = "prior"
     _parameter_constraints: dict = {
-        "n_mixtures": [Interval(Integral, 1, None, closed="left")]
+        "n_mixtures": [Interval(Integral, 1, None, closed="left")],
+        "weights": [StrOptions({"learned", "uniform"})],
+        "start": [StrOptions({"random", "kmeans"})],
     }
 
-    def __init__(self, n_mixtures=10):
+    def __init__(self, n_mixtures=10, weights="learned", start="random"):
         self.n_mixtures = n_mixtures
+        self.weights = weights
+        self.start = start
 
     def build(self, n_latents, n_auxiliary, discrete, generators):
         """Make the module for R replicas."""
-        return GaussianMixturePrior(n_latents, self.n_mixtures, generators)
+        return GaussianMixturePrior(
+            n_latents,
+            self.n_mixtures,
+            generators,
+            self.weights == "learned",
+            self.start == "kmeans",
+        )
 
 
 class GaussianMixturePrior(nn.Module):
@@ -327,13 +374,25 @@ class GaussianMixturePrior(nn.Module):
     factorial = False
 
     def __init__(
-        self, n_latents: int, n_mixtures: int, generators: Sequence[Generator]
+        self,
+        n_latents: int,
+        n_mixtures: int,
+        generators: Sequence[Generator],
+        learn_weights: bool = True,
+        from_codes: bool = False,
     ):
         super().__init__()
         self.n_latents = n_latents
+        self.from_codes = from_codes
         self.loc = normal_weights(generators, n_mixtures, n_latents, std=1.0)
         self.raw_log_scale = zeros(generators, n_mixtures, n_latents)
-        self.logits = zeros(generators, n_mixtures)
+        self.logits = zeros(generators, n_mixtures) if learn_weights else None
+
+    @torch.no_grad()
+    def place(self, codes: Tensor, weight: Tensor) -> None:
+        """Start the means at cluster centres of weighted codes ``(R, n, d)``."""
+        for loc, own in zip(self.loc, codes, strict=True):
+            loc.copy_(_cluster_centres(own.double(), weight.double(), len(loc)))
 
     def components(self) -> DiagonalGaussian:
         return DiagonalGaussian(self.loc, bounded_log_scale(self.raw_log_scale))
@@ -365,24 +424,39 @@ class GaussianMixturePrior(nn.Module):
         }
 
     def log_weights(self) -> Tensor:
+        """Log pi, shape ``(R or 1, C)``."""
+        if self.logits is None:
+            n_mixtures = self.loc.shape[1]
+            return self.loc.new_full((1, n_mixtures), -math.log(n_mixtures))
         return torch.log_softmax(self.logits, dim=-1)
 
-    def kl_per_dimension(self, q: DiagonalGaussian, z: Tensor, u=None) -> Tensor:
-        return _mixture_kl_per_dimension(q, self.components(), self.log_weights(), z)
+    def kl_per_dimension(self, q, z: Tensor, u=None) -> Tensor:
+        components, log_weights = self.components(), self.log_weights()
+        if hasattr(q, "kl_per_dimension_to_mixture"):
+            return q.kl_per_dimension_to_mixture(components, log_weights)
+        return _mixture_kl_per_dimension(q, components, log_weights, z)
 
-    def kl(self, q: DiagonalGaussian, z: Tensor, u=None) -> Tensor:
+    def kl(self, q, z: Tensor, u=None) -> Tensor:
+        """KL of q to the mixture: of (y, z) in closed form where q knows y."""
+        if hasattr(q, "kl_to_mixture"):
+            return q.kl_to_mixture(self.components(), self.log_weights())
         return q.log_prob(z) - self.log_prob(z)
 
     def log_prob(self, z: Tensor, u=None) -> Tensor:
         return _mixture_log_prob(self.components(), self.log_weights(), z)
 
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """p(y|z) by Bayes' rule, shape ``(R, B, C)``."""
+        log_joint = _component_log_prob(self.components(), z)
+        return torch.softmax(log_joint + self.log_weights().unsqueeze(1), dim=-1)
+
     def sample(self, n: int, u, generator: Generator) -> Tensor:
-        chosen = torch.multinomial(
-            torch.exp(self.log_weights()[0]).cpu().float(),
-            n,
-            replacement=True,
-            generator=generator,
-        )
+        """Draws ``(1, n, d)`` of all components, or of component number `u`."""
+        if u is not None:
+            chosen = u.expand(n)
+        else:
+            weights = torch.exp(self.log_weights()[0]).cpu().float()
+            chosen = torch.multinomial(weights, n, True, generator=generator)
         components = self.components()
         picked = DiagonalGaussian(
             components.loc[:, chosen], components.log_scale[:, chosen]

@@ -24,6 +24,12 @@ SMALL = {"width": 8, "depth": 1, "max_iter": 4, "n_draws": 10, "random_state": 0
 ESTIMATORS = pytest.mark.parametrize("cls", all_estimators())
 
 
+def known(cls, **params):
+    """An instance with those of the parameters that the class has."""
+    names = cls().get_params()
+    return cls(**{name: params[name] for name in params if name in names})
+
+
 @pytest.fixture
 def X(small_X):
     return small_X
@@ -103,7 +109,7 @@ class ReadsAtOnce(Keeper):
 @ESTIMATORS
 def test_epochs_are_the_tasks(cls, X, y):
     recorder = Recorder()
-    cls(**SMALL).set_callbacks(recorder).fit(X, y)
+    known(cls, **SMALL).set_callbacks(recorder).fit(X, y)
     epochs = [(kind, "epoch", k) for k in range(4) for kind in ("begin", "end")]
     assert recorder.events == [
         "setup",
@@ -118,7 +124,7 @@ def test_epochs_are_the_tasks(cls, X, y):
 @ESTIMATORS
 def test_callbacks_are_given_the_data(cls, X, y):
     recorder = Recorder()
-    vae = cls(**SMALL).set_callbacks(recorder).fit(X.astype(np.float32), y)
+    vae = known(cls, **SMALL).set_callbacks(recorder).fit(X.astype(np.float32), y)
     np.testing.assert_array_equal(recorder.given["X"], X.astype(np.float32))
     np.testing.assert_array_equal(recorder.given["y"], y)
     # As in scikit-learn: only what was passed, so that scorers need not know it all.
@@ -132,15 +138,15 @@ def test_callbacks_are_given_the_data(cls, X, y):
 @pytest.mark.parametrize("cls", [iVAE, IdentifiableVAE])
 def test_callbacks_are_given_u(cls, X, y):
     recorder = Recorder()
-    cls(**SMALL).set_callbacks(recorder).fit(X, u=y)
+    known(cls, **SMALL).set_callbacks(recorder).fit(X, u=y)
     assert list(recorder.given["metadata"]) == ["u"]
     np.testing.assert_array_equal(recorder.given["metadata"]["u"], y)
 
 
 @ESTIMATORS
 def test_watching_changes_nothing(cls, X, y):
-    plain = cls(**SMALL).fit(X, y)
-    watched = cls(**SMALL).set_callbacks(ReadsAtOnce(X)).fit(X, y)
+    plain = known(cls, **SMALL).fit(X, y)
+    watched = known(cls, **SMALL).set_callbacks(ReadsAtOnce(X)).fit(X, y)
     assert watched.loss_curve_ == plain.loss_curve_
     np.testing.assert_array_equal(watched.transform(X), plain.transform(X))
     traces = {"_skl_callbacks"}
@@ -185,7 +191,9 @@ def test_an_estimator_with_callbacks_pickles(X):
 @ESTIMATORS
 def test_each_epoch_offers_an_estimator_that_is_ready(cls, X, y):
     keeper, reader = Keeper(), ReadsAtOnce(X)
-    vae = cls(**SMALL, schedule="constant").set_callbacks(keeper, reader).fit(X, y)
+    vae = (
+        known(cls, **SMALL, schedule="constant").set_callbacks(keeper, reader).fit(X, y)
+    )
     assert len(keeper.epochs) == 4
     for k, fitted in enumerate(keeper.epochs):
         assert type(fitted) is cls
@@ -193,7 +201,11 @@ def test_each_epoch_offers_an_estimator_that_is_ready(cls, X, y):
         # Later epochs leave it alone.
         np.testing.assert_array_equal(fitted.transform(X), reader.codes[k])
         # It is what a shorter fit gives.
-        short = cls(**SMALL, schedule="constant").set_params(max_iter=k + 1).fit(X, y)
+        short = (
+            known(cls, **SMALL, schedule="constant")
+            .set_params(max_iter=k + 1)
+            .fit(X, y)
+        )
         np.testing.assert_array_equal(fitted.transform(X), short.transform(X))
         assert fitted.score(X, y) == short.score(X, y)
         np.testing.assert_array_equal(
@@ -231,11 +243,11 @@ def test_estimators_within_early_stopping_and_restarts(X):
 @ESTIMATORS
 def test_true_stops_training(cls, X, y):
     recorder = Recorder(stop_at=1)
-    vae = cls(**SMALL, schedule="constant").set_callbacks(recorder).fit(X, y)
+    vae = known(cls, **SMALL, schedule="constant").set_callbacks(recorder).fit(X, y)
     assert vae.n_iter_ == 2
     assert len(vae.loss_curve_) == 2
     assert recorder.events[-2:] == [("end", "fit", 0), "teardown"]
-    short = cls(**SMALL, schedule="constant").set_params(max_iter=2).fit(X, y)
+    short = known(cls, **SMALL, schedule="constant").set_params(max_iter=2).fit(X, y)
     np.testing.assert_array_equal(vae.transform(X), short.transform(X))
 
 
@@ -264,14 +276,14 @@ def test_a_stop_by_a_callback_is_not_a_lack_of_epochs(X):
 @ESTIMATORS
 def test_an_interrupted_fit_leaves_the_object_as_it_was(cls, keeper, error, X, y):
     callback = keeper(raise_at=1, error=error)
-    unfitted = cls(**SMALL).set_callbacks(callback)
+    unfitted = known(cls, **SMALL).set_callbacks(callback)
     before = dict(vars(unfitted))
     with pytest.raises(error):
         unfitted.fit(X, y)
     assert vars(unfitted) == before
     assert callback.events[-1] == "teardown"
 
-    fitted = cls(**SMALL).fit(X, y).set_callbacks(callback)
+    fitted = known(cls, **SMALL).fit(X, y).set_callbacks(callback)
     before = dict(vars(fitted))
     codes, score = fitted.transform(X), fitted.score(X, y)
     with pytest.raises(error):
@@ -282,7 +294,7 @@ def test_an_interrupted_fit_leaves_the_object_as_it_was(cls, keeper, error, X, y
     assert fitted.score(X, y) == score
     # The next fit is not disturbed.
     callback.raise_at = None
-    again = cls(**SMALL).fit(X, y)
+    again = known(cls, **SMALL).fit(X, y)
     np.testing.assert_array_equal(fitted.fit(X, y).transform(X), again.transform(X))
 
 
@@ -343,8 +355,8 @@ def test_a_warning_turned_into_an_error_leaves_the_object_as_it_was(X):
 
 @ESTIMATORS
 def test_a_progress_bar_shows_epochs(cls, X, y, capsys):
-    vae = cls(**SMALL).set_callbacks(ProgressBar())
-    plain = cls(**SMALL).fit(X, y)
+    vae = known(cls, **SMALL).set_callbacks(ProgressBar())
+    plain = known(cls, **SMALL).fit(X, y)
     np.testing.assert_array_equal(vae.fit(X, y).transform(X), plain.transform(X))
     shown = capsys.readouterr().out
     assert f"{cls.__name__} - fit" in shown
@@ -407,7 +419,7 @@ def codes_spread(estimator, X, y):
 def test_a_scoring_monitor_follows_training(cls, X, y, routing):
     with sklearn.config_context(enable_metadata_routing=routing):
         monitor, keeper = ScoringMonitor(scoring={"spread": codes_spread}), Keeper()
-        vae = cls(**SMALL).set_callbacks(monitor, keeper).fit(X, y)
+        vae = known(cls, **SMALL).set_callbacks(monitor, keeper).fit(X, y)
         rows = monitor.get_logs().data
         epochs = [row["spread"] for row in rows if row["task_name"] == "epoch"]
         expected = [codes_spread(fitted, X, y) for fitted in keeper.epochs]
@@ -419,7 +431,7 @@ def test_a_scoring_monitor_follows_training(cls, X, y, routing):
 @ESTIMATORS
 def test_a_scoring_monitor_of_the_log_likelihood(cls, X, y):
     monitor, keeper = ScoringMonitor(scoring={"score": log_likelihood}), Keeper()
-    vae = cls(**SMALL).set_callbacks(monitor, keeper).fit(X, y)
+    vae = known(cls, **SMALL).set_callbacks(monitor, keeper).fit(X, y)
     rows = monitor.get_logs().data
     epochs = [row["score"] for row in rows if row["task_name"] == "epoch"]
     assert epochs == [fitted.score(X, y) for fitted in keeper.epochs]

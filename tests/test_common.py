@@ -221,8 +221,8 @@ def global_state():
 
 
 def test_global_state_is_untouched(estimator, X, y):
-    Z = np.zeros((4, estimator.n_components))
     fitted = clone(estimator).fit(X, y)
+    Z = np.zeros((4, fitted.transform(X).shape[1]))
     actions = {
         "fit": lambda: clone(estimator).fit(X, y),
         "fit_transform": lambda: clone(estimator).fit_transform(X, y),
@@ -274,14 +274,15 @@ class KeepLast:
 
 @pytest.mark.parametrize("cls", all_estimators())
 def test_the_first_restart_is_the_fit_without_restarts(cls, X, y):
-    one = small(cls).fit(X, y)
+    # At a small rate, where differences by rounding do not grow.
+    one = small(cls, learning_rate=1e-3).fit(X, y)
     keep = KeepLast()
-    three = small(cls, n_init=3).set_callbacks(keep).fit(X, y)
+    three = small(cls, n_init=3, learning_rate=1e-3).set_callbacks(keep).fit(X, y)
     np.testing.assert_allclose(
         keep.seen.transform(X), one.transform(X), rtol=1e-3, atol=1e-4
     )
     assert three.best_bound_ >= one.best_bound_ - 1e-3
-    assert three.consistency_.shape == (2,)
+    assert three.consistency_.shape == (one.transform(X).shape[1],)
     assert not hasattr(one, "consistency_")
     # Some restart differs, or the comparison above says nothing.
     others = [

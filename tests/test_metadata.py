@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.metadata_routing import get_routing_for_object
 
-from skvae import VAE, IdentifiableVAE, SkipVAE, all_estimators, iVAE
+from skvae import VAE, IdentifiableVAE, SkipVAE, all_estimators, iFlow, iVAE
 from skvae.networks import MLP, Skip
 from skvae.objectives import ELBO
 
@@ -33,7 +33,15 @@ CONDITIONAL = [
     for cls in all_estimators()
     if "u" in get_routing_for_object(cls()).consumes("fit", ["u"])
 ]
+# A flow's posterior is a point, with u and without.
+BAYESIAN = [cls for cls in CONDITIONAL if cls is not iFlow]
 FOLDS = KFold(3, shuffle=True, random_state=0)
+
+
+def known(cls, **params):
+    """An instance with those of the parameters that the class has."""
+    names = cls().get_params()
+    return cls(**{name: params[name] for name in params if name in names})
 
 
 @pytest.fixture
@@ -68,27 +76,28 @@ def test_the_conditional_estimators_are_found():
 
 @pytest.mark.parametrize("cls", CONDITIONAL)
 def test_y_stands_in_for_u_and_u_has_precedence(cls, X, u):
-    by_u = cls(**SMALL).fit(X, u=u)
-    by_y = cls(**SMALL).fit(X, u)
+    by_u = known(cls, **SMALL).fit(X, u=u)
+    by_y = known(cls, **SMALL).fit(X, u)
     other = np.roll(u, 7)
-    both = cls(**SMALL).fit(X, other, u=u)
+    both = known(cls, **SMALL).fit(X, other, u=u)
     assert by_u.loss_curve_ == by_y.loss_curve_ == both.loss_curve_
-    assert cls(**SMALL).fit(X, other).loss_curve_ != by_u.loss_curve_
+    assert known(cls, **SMALL).fit(X, other).loss_curve_ != by_u.loss_curve_
     np.testing.assert_array_equal(by_u.transform(X), by_y.transform(X))
     assert by_u.score(X, u=u) == by_y.score(X, u) == both.score(X, other, u=u)
     assert by_u.score(X, other) != by_u.score(X, u)
     np.testing.assert_array_equal(
-        cls(**SMALL).fit_transform(X, u), cls(**SMALL).fit_transform(X, u=u)
+        known(cls, **SMALL).fit_transform(X, u),
+        known(cls, **SMALL).fit_transform(X, u=u),
     )
 
 
 @pytest.mark.parametrize("cls", [VAE, SkipVAE])
 def test_unconditional_estimators_ignore_y(cls, X, u):
-    fitted = cls(**SMALL).fit(X, u)
-    assert fitted.loss_curve_ == cls(**SMALL).fit(X).loss_curve_
+    fitted = known(cls, **SMALL).fit(X, u)
+    assert fitted.loss_curve_ == known(cls, **SMALL).fit(X).loss_curve_
     assert fitted.score(X, u) == fitted.score(X)
     with pytest.raises(TypeError, match="'u'"):
-        cls(**SMALL).fit(X, u=u)
+        known(cls, **SMALL).fit(X, u=u)
 
 
 @pytest.mark.parametrize("method", ["fit", "partial_fit", "fit_transform", "score"])
@@ -101,9 +110,9 @@ def test_ivae_asks_for_u(X, u, method):
     assert "Pass the auxiliary variable as u" in str(error.value)
 
 
-@pytest.mark.parametrize("cls", CONDITIONAL)
+@pytest.mark.parametrize("cls", BAYESIAN)
 def test_transform_works_with_and_without_u(cls, X, u):
-    vae = cls(**SMALL).set_params(max_iter=30).fit(X, u=u)
+    vae = known(cls, **SMALL).set_params(max_iter=30).fit(X, u=u)
     without, given = vae.transform(X), vae.transform(X, u=u)
     assert without.shape == given.shape == (len(X), 2)
     assert np.abs(without - given).max() > 1e-3
@@ -115,13 +124,13 @@ def test_transform_works_with_and_without_u(cls, X, u):
 
 @pytest.mark.parametrize("cls", CONDITIONAL)
 def test_fit_transform_leaves_u_out(cls, X, u):
-    Z = cls(**SMALL).fit_transform(X, u=u)
-    np.testing.assert_array_equal(Z, cls(**SMALL).fit(X, u=u).transform(X))
+    Z = known(cls, **SMALL).fit_transform(X, u=u)
+    np.testing.assert_array_equal(Z, known(cls, **SMALL).fit(X, u=u).transform(X))
 
 
 @pytest.mark.parametrize("cls", CONDITIONAL)
 def test_score_is_the_mean_of_score_samples_given_u(cls, X, u):
-    vae = cls(**SMALL).fit(X, u=u)
+    vae = known(cls, **SMALL).fit(X, u=u)
     given = vae.score_samples(X, u=u)
     assert vae.score(X, u=u) == pytest.approx(given.mean(), rel=1e-12)
     weight = np.arange(len(X)) % 4
@@ -130,11 +139,11 @@ def test_score_is_the_mean_of_score_samples_given_u(cls, X, u):
     )
 
 
-@pytest.mark.parametrize("cls", CONDITIONAL)
+@pytest.mark.parametrize("cls", BAYESIAN)
 def test_score_samples_without_u_is_of_the_mixture(cls, X, u):
     # Unequal frequencies, so that the mixture's weights matter.
     rows = np.r_[0:48, 48, 72, 96]
-    vae = cls(**SMALL).set_params(n_draws=20_000).fit(X[rows], u=u[rows])
+    vae = known(cls, **SMALL).set_params(n_draws=20_000).fit(X[rows], u=u[rows])
     # Priors far apart, so that a row tells which u it has.
     weight = vae.module_.prior.mean.weight
     with torch.no_grad():
@@ -185,7 +194,7 @@ def test_the_joint_posterior_needs_u_always(X, u):
 @pytest.mark.parametrize("cls", CONDITIONAL)
 def test_sample_with_and_without_u(cls, X, u):
     trained = {**SMALL, "max_iter": 60, "learning_rate": 0.02}
-    vae = cls(**trained).fit(X, u=u)
+    vae = known(cls, **trained).fit(X, u=u)
     assert vae.sample(7, random_state=0).shape == (7, 6)
     assert vae.sample(u=[0, 4, 4], random_state=0).shape == (3, 6)
     with pytest.raises(ValueError, match="not seen during fit: 9"):
@@ -331,7 +340,7 @@ def test_a_refit_forgets_the_kind_of_u(X, u):
 
 @pytest.mark.parametrize("cls", CONDITIONAL)
 def test_unseen_categories_are_named(cls, X, u):
-    vae = cls(**SMALL).fit(X[u < 4], u=u[u < 4])
+    vae = known(cls, **SMALL).fit(X[u < 4], u=u[u < 4])
     for call in (
         lambda: vae.transform(X, u=u),
         lambda: vae.posterior(X, u=u),
@@ -342,7 +351,7 @@ def test_unseen_categories_are_named(cls, X, u):
         with pytest.raises(ValueError, match="not seen during fit: 4") as error:
             call()
         assert "StratifiedKFold" in str(error.value)
-    assert vae.transform(X).shape == (len(X), 2)
+    assert len(vae.transform(X)) == len(X)
 
 
 def test_partial_fit_takes_all_categories_beforehand(X, u):
@@ -403,7 +412,7 @@ def test_pipeline_routes_u_to_fit_and_score(pipeline, X, u):
 @pytest.mark.parametrize("cls", all_estimators())
 def test_score_of_a_pipeline_that_ends_in_a_vae(cls, X, u):
     # Under routing a pipeline always offers sample_weight to the last step.
-    pipe = make_pipeline(StandardScaler(), cls(**SMALL)).fit(X, u)
+    pipe = make_pipeline(StandardScaler(), known(cls, **SMALL)).fit(X, u)
     scaled = pipe[0].transform(X)
     assert pipe.score(X, u) == pytest.approx(pipe[-1].score(scaled, u), rel=1e-12)
 
@@ -411,26 +420,26 @@ def test_score_of_a_pipeline_that_ends_in_a_vae(cls, X, u):
 @pytest.mark.parametrize("cls", all_estimators())
 def test_weights_by_step_name(cls, X, u):
     weight = np.linspace(0.1, 2.0, len(X))
-    pipe = Pipeline([("scale", StandardScaler()), ("vae", cls(**SMALL))])
+    pipe = Pipeline([("scale", StandardScaler()), ("vae", known(cls, **SMALL))])
     pipe.fit(X, u, vae__sample_weight=weight)
     scaled = pipe["scale"].transform(X)
-    expected = cls(**SMALL).fit(scaled, u, sample_weight=weight)
+    expected = known(cls, **SMALL).fit(scaled, u, sample_weight=weight)
     assert pipe["vae"].loss_curve_ == expected.loss_curve_
-    assert pipe["vae"].loss_curve_ != cls(**SMALL).fit(scaled, u).loss_curve_
+    assert pipe["vae"].loss_curve_ != known(cls, **SMALL).fit(scaled, u).loss_curve_
 
 
 @pytest.mark.usefixtures("routing_on")
 @pytest.mark.parametrize("cls", all_estimators())
 def test_weights_through_routing(cls, X, u):
     weight = np.linspace(0.1, 2.0, len(X))
-    vae = cls(**SMALL)
+    vae = known(cls, **SMALL)
     with pytest.raises(UnsetMetadataPassedError, match="sample_weight"):
         make_pipeline(vae).fit(X, u, sample_weight=weight)
     vae.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
     pipe = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), vae)
     pipe.fit(X, u, sample_weight=weight)
     scaled = pipe[0].transform(X)
-    expected = cls(**SMALL).fit(scaled, u, sample_weight=weight)
+    expected = known(cls, **SMALL).fit(scaled, u, sample_weight=weight)
     assert pipe[-1].loss_curve_ == expected.loss_curve_
     assert pipe.score(X, u, sample_weight=weight) == pytest.approx(
         expected.score(scaled, u, sample_weight=weight), rel=1e-12
@@ -445,7 +454,7 @@ def test_requests_are_declared_on_the_class(cls):
     assert requests.score.requests["u"] is True
     assert "u" not in requests.transform.requests
     assert "u_categories" not in requests.partial_fit.requests
-    assert cls().__sklearn_tags__().target_tags.required is (cls is iVAE)
+    assert cls().__sklearn_tags__().target_tags.required is (cls in (iVAE, iFlow))
 
 
 # --------------------------------------------------------------- cross-validation
@@ -465,10 +474,10 @@ def test_cross_validation_by_y(routing, X, u):
 def test_cross_validate_splits_u(cls, X, u):
     y = (u > 2).astype(int)
     scores = cross_validate(
-        cls(**SMALL), X, y, cv=FOLDS, params={"u": u}, error_score="raise"
+        known(cls, **SMALL), X, y, cv=FOLDS, params={"u": u}, error_score="raise"
     )["test_score"]
     expected = [
-        cls(**SMALL).fit(X[train], u=u[train]).score(X[test], u=u[test])
+        known(cls, **SMALL).fit(X[train], u=u[train]).score(X[test], u=u[test])
         for train, test in FOLDS.split(X)
     ]
     np.testing.assert_allclose(scores, expected, rtol=1e-12)
@@ -622,17 +631,18 @@ def test_names_come_from_the_frame_and_go_into_one(cls, X, u):
     frame = pd.DataFrame(
         X, columns=[f"sensor {k}" for k in range(6)], index=np.arange(len(X)) + 100
     )
-    vae = cls(**SMALL).fit(frame, u)
+    vae = known(cls, **SMALL).fit(frame, u)
     np.testing.assert_array_equal(vae.feature_names_in_, frame.columns)
-    names = [f"{cls.__name__.lower()}{k}" for k in range(2)]
+    n_latents = len(vae.kl_per_component_)
+    names = [f"{cls.__name__.lower()}{k}" for k in range(n_latents)]
     assert vae.get_feature_names_out().tolist() == names
     np.testing.assert_array_equal(
-        vae.transform(frame), cls(**SMALL).fit(X, u).transform(X)
+        vae.transform(frame), known(cls, **SMALL).fit(X, u).transform(X)
     )
     Z = vae.set_output(transform="pandas").transform(frame)
     assert Z.columns.tolist() == names
     assert (Z.index == frame.index).all()
-    Z = cls(**SMALL).set_output(transform="pandas").fit_transform(frame, u)
+    Z = known(cls, **SMALL).set_output(transform="pandas").fit_transform(frame, u)
     assert Z.columns.tolist() == names
     assert isinstance(vae.set_output(transform="polars").transform(frame), pl.DataFrame)
     assert isinstance(vae.inverse_transform(Z.to_numpy()), np.ndarray)
@@ -642,7 +652,7 @@ def test_names_come_from_the_frame_and_go_into_one(cls, X, u):
 
 @pytest.mark.parametrize("cls", CONDITIONAL)
 def test_set_output_with_u(cls, X, u):
-    vae = cls(**SMALL).set_output(transform="pandas").fit(X, u=u)
+    vae = known(cls, **SMALL).set_output(transform="pandas").fit(X, u=u)
     assert (
         vae.transform(X, u=u).columns.tolist() == vae.get_feature_names_out().tolist()
     )

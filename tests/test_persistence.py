@@ -18,7 +18,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import skvae
-from skvae import LIDVAE, VAE, IdentifiableVAE, SkipVAE, all_estimators, iVAE
+from skvae import (
+    LIDMVAE,
+    LIDVAE,
+    VAE,
+    IdentifiableVAE,
+    MixtureVAE,
+    SkipVAE,
+    all_estimators,
+    iVAE,
+)
 from skvae import load as load_file
 from skvae import save as save_file_of
 from skvae.likelihoods import Gaussian, NegativeBinomial
@@ -107,6 +116,13 @@ CASES = {
     "IdentifiableVAE": (IdentifiableVAE(2, **TINY), real, None),
     "IdentifiableVAE with u": (IdentifiableVAE(2, **TINY), real, STRINGS),
     "mixture": (IdentifiableVAE(2, prior=GaussianMixture(4), **TINY), real, None),
+    "MixtureVAE": (MixtureVAE(2, n_mixtures=3, **TINY), real, None),
+    "LIDMVAE": (LIDMVAE(2, n_mixtures=3, weights="learned", **TINY), real, None),
+    "enumerated": (
+        MixtureVAE(2, n_mixtures=3, posterior_type="enumerated", **TINY),
+        real,
+        None,
+    ),
 }
 ROUND_TRIPS = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 

@@ -17,8 +17,10 @@ HOMES = {
     "fit": "skvae.cli._models",
     "transform": "skvae.cli._models",
     "score": "skvae.cli._models",
+    "report": "skvae.cli._report",
     "forecast": "skvae.cli._answers",
     "list": "skvae.cli._answers",
+    "reproduce": "skvae.cli._reproduce",
 }
 
 
@@ -45,8 +47,9 @@ def main(argv=None):
     run = getattr(import_module(HOMES[arguments.command]), f"run_{arguments.command}")
     try:
         run(arguments)
-    except KeyboardInterrupt:
-        print("skvae: interrupted; nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        outcome = str(stop) or "nothing was written."
+        print(f"skvae: interrupted; {outcome}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of the output, `head` for instance, has seen enough.

@@ -78,8 +78,13 @@ def takes_labels(cls):
 
 def chosen_estimators(names):
     """Classes for a comma-separated list, all of them for None."""
-    # Only models with a posterior have the numbers that are compared.
-    models = [cls for cls in skvae.all_estimators() if hasattr(cls, "posterior")]
+    # Only models with a posterior have the numbers that are compared, and only with
+    # a choice of latents they have as many as the others.
+    models = [
+        cls
+        for cls in skvae.all_estimators()
+        if hasattr(cls, "posterior") and "n_components" in cls().get_params()
+    ]
     known = {cls.__name__: cls for cls in models}
     if names is None:
         return list(known.values())
@@ -172,8 +177,10 @@ def fit_estimator(estimator, data: Prepared, color, *, with_labels, callbacks=()
     mean, std = model.posterior(data.X_test)
     result.Z_test = mean
     result.active = active_units(mean).count
-    information = mutual_information(mean, std, random_state=0)
-    result.information, result.ceiling = information.value, information.ceiling
+    # A point mass tells the row exactly: there is nothing to estimate.
+    if np.all(std > 0):
+        information = mutual_information(mean, std, random_state=0)
+        result.information, result.ceiling = information.value, information.ceiling
     rows = spread(len(data.X_test), DENSITY_ROWS)
     _set_density(result, log_density(model, data.X_test[rows], u))
     _probe(result, model.transform(data.X), data)
@@ -190,7 +197,9 @@ def log_density(model, X, u):
         return model.score_samples(X)
     values, counts = np.unique(u, return_counts=True)
     draws = max(10, round(DRAWS / len(values)))
-    scorer = copy.copy(model).set_params(n_draws=draws)
+    scorer = copy.copy(model)
+    if "n_draws" in scorer.get_params(deep=False):
+        scorer.set_params(n_draws=draws)
     parts = [scorer.score_samples(X, u=np.full(len(X), value)) for value in values]
     return logsumexp(parts, axis=0, b=(counts / counts.sum())[:, None])
 

@@ -39,12 +39,14 @@ def run_fit(arguments):
     table = read_table(arguments.data, arguments.target, arguments.u)
     X = checked(table.X, arguments.data)
     values = np.asarray(X)
-    if "likelihood" not in parameters:
+    has_choice = "likelihood" in cls().get_params()
+    if has_choice and "likelihood" not in parameters:
         name, reason = choose_likelihood(values, table.image_shape)
         parameters["likelihood"] = name
         say(f"Likelihood {name}: {reason}; --likelihood overrides.")
-    X = divided(X, parameters["likelihood"], table.image_shape)
-    warn_about_scales(np.asarray(X), parameters["likelihood"])
+    likelihood = parameters.get("likelihood", "gaussian")
+    X = divided(X, likelihood, table.image_shape)
+    warn_about_scales(np.asarray(X), likelihood)
     model = cls(**parameters)
     u = auxiliary(arguments, table)
     with warnings.catch_warnings(record=True) as caught:
@@ -152,12 +154,15 @@ def load(path):
     return skvae.load(path)
 
 
-def rows_for(model, arguments):
-    """X as the model saw it in training, and the table it came from."""
+def rows_for(model, arguments, default="test"):
+    """X as the model saw it in training, and the table it came from.
+
+    Of a file with two parts, `default` is read where --part does not say which.
+    """
     table = read_table(arguments.data, arguments.target, arguments.u)
     X = table.X
     if table.X_test is not None:
-        part = arguments.part or "test"
+        part = arguments.part or default
         say(f"The {part} part of {arguments.data} (--part).")
         if part == "test":
             X = table.X_test

@@ -115,6 +115,31 @@ def _add_model_commands(commands):
             add("-o", "--output", metavar="FILE", help=".npy or .csv; default: print")
 
 
+def _add_report(commands):
+    parser = commands.add_parser(
+        "report",
+        help="which latents other restarts find again, and what u has to do with it",
+        description="Fit clones from several starts, and again with u permuted, and "
+        "tell which latents are reproducible and whether u identifies them.",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a file of `skvae fit`, or an estimator's name")
+    add("data", metavar="DATA", help=DATA_HELP)
+    add("--part", choices=["train", "test"], help="part of an .npz file with two")
+    _add_data_options(parser)
+    add(
+        "--u",
+        metavar="NAME",
+        help="column with the auxiliary variable (default: the labels)",
+    )
+    add("--u-file", metavar="FILE", help=".npy or .csv file with it")
+    add("--set", metavar="NAME=VALUE", action="append", default=[], help="a parameter")
+    add("--restarts", type=int, default=8, help="random starts (default 8)")
+    add("--permutations", type=int, default=2, help="permuted refits (default 2)")
+    add("--seed", type=int, default=0, help="decides everything random (default 0)")
+    add("-o", "--output", metavar="FILE", help="write the numbers as .json")
+
+
 def _add_answers(commands):
     parser = commands.add_parser(
         "forecast",
@@ -132,6 +157,26 @@ def _add_answers(commands):
     parser.add_argument(
         "estimator", metavar="ESTIMATOR", nargs="?", help="show its parameters"
     )
+
+
+def _add_reproduce(commands):
+    parser = commands.add_parser(
+        "reproduce",
+        help="run a published experiment and write its table",
+        description="Run the cells of a published experiment that its .csv file lacks, "
+        "and write the table as Markdown. An interrupted run goes on where it stopped. "
+        "Without TABLE: list the tables.",
+    )
+    add = parser.add_argument
+    add("table", metavar="TABLE", nargs="?", help="default: list the tables")
+    add("--seeds", type=positive, help="number of seeds (default: the table's own)")
+    add("--first-seed", type=int, default=0, help="default 0")
+    add("--methods", metavar="A|B", help="some of the methods (default: all)")
+    add("--problems", metavar="A|B", help="some of the problems (default: all)")
+    add("--max-iter", type=positive, help="epochs (default: the table's own)")
+    add("--data-dir", metavar="DIR", help="where the image files lie")
+    add("--output", "-o", metavar="DIR", default=".", help="for .csv and .md")
+    add("--render", action="store_true", help="write the table from the rows there are")
 
 
 def build():
@@ -153,7 +198,9 @@ def build():
     _add_compare(commands)
     fit = _add_fit(commands)
     _add_model_commands(commands)
+    _add_report(commands)
     _add_answers(commands)
+    _add_reproduce(commands)
     return parser, fit
 
 

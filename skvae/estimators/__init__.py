@@ -1,12 +1,27 @@
 """One published method, one file."""
 
 from skvae.estimators.identifiable_vae import IdentifiableVAE
+from skvae.estimators.iflow import iFlow
 from skvae.estimators.ivae import iVAE
+from skvae.estimators.lidmvae import LIDMVAE
 from skvae.estimators.lidvae import LIDVAE
+from skvae.estimators.mixture_vae import MixtureVAE
 from skvae.estimators.skip_vae import SkipVAE
+from skvae.estimators.tcl import TCL
 from skvae.estimators.vae import VAE
 
-__all__ = ["LIDVAE", "VAE", "IdentifiableVAE", "SkipVAE", "all_estimators", "iVAE"]
+__all__ = [
+    "LIDMVAE",
+    "LIDVAE",
+    "TCL",
+    "VAE",
+    "IdentifiableVAE",
+    "MixtureVAE",
+    "SkipVAE",
+    "all_estimators",
+    "iFlow",
+    "iVAE",
+]
 
 
 def all_estimators():
@@ -20,7 +35,16 @@ def all_estimators():
     Examples
     --------
     >>> from skvae import all_estimators
-    >>> [cls.__name__ for cls in all_estimators()]
-    ['VAE', 'SkipVAE', 'LIDVAE', 'iVAE', 'IdentifiableVAE']
+    >>> [cls.__name__ for cls in all_estimators()][:4]
+    ['VAE', 'SkipVAE', 'LIDVAE', 'iVAE']
     """
-    return [VAE, SkipVAE, LIDVAE, iVAE, IdentifiableVAE]
+    return [
+        VAE,
+        SkipVAE,
+        LIDVAE,
+        iVAE,
+        iFlow,
+        IdentifiableVAE,
+        MixtureVAE,
+        LIDMVAE,
+    ]

@@ -377,7 +377,9 @@ class BaseVAE(
         rows = max(1, SCORE_ELEMENTS // (self.n_draws * max(X.shape[1], self.width)))
         scores = np.empty(X.shape[0])
         for part, x, u in self._chunks(model, X, U, rows):
-            log_weights = model.importance_log_weights(x, u, noise)
+            with torch.no_grad():
+                q = self._inference.posterior(model, x, u)
+            log_weights = model.importance_log_weights(x, u, noise, q)
             estimate = torch.logsumexp(log_weights, dim=1) - math.log(self.n_draws)
             scores[part] = estimate[0].cpu().numpy()
         return scores

@@ -18,10 +18,12 @@ specification, default="gaussian"
         What X is: real numbers; binary values or grey levels in [0, 1]; counts.
         "gaussian" learns one noise variance; ``Gaussian(noise="per_feature")`` one
         per column, ``Gaussian(noise=0.1)`` fixes the standard deviation.
-    objective : "elbo" or specification, default="elbo"
+    objective : {{"elbo", "total_correlation", "iwae"}} or specification, default="elbo"
         Training objective, for example ``ELBO(warm_up=0.3, free_bits=0.05)``.
-    inference : "amortized" or specification, default="amortized"
-        How the posterior is found.
+    inference : {{"amortized", "semi_amortized", "lagging"}} or specification, \
+default="amortized"
+        How the posterior is found: by the encoder; by the encoder and a few steps of
+        refinement for each row; by an encoder trained harder than the decoder.
     max_iter : int, default=100
         Number of epochs.
     batch_size : int or "auto", default="auto"

@@ -88,11 +88,16 @@ def build_model(specifications, n_latents, n_features, auxiliary, seeds):
     posterior = specifications.posterior.build()
     n_outputs = likelihood.n_outputs(n_features)
     n_inputs = posterior.n_inputs(n_features, auxiliary.n_columns)
+    encoder = specifications.encoder.build(
+        n_inputs, posterior.n_outputs(n_latents), generators
+    )
+    decoder = specifications.decoder
     parts = Parts(
-        encoder=specifications.encoder.build(
-            n_inputs, posterior.n_outputs(n_latents), generators
-        ),
-        decoder=specifications.decoder.build(n_latents, n_outputs, generators),
+        encoder=encoder,
+        # An invertible encoder is its own decoder.
+        decoder=encoder.inverted()
+        if decoder is None
+        else decoder.build(n_latents, n_outputs, generators),
         prior=specifications.prior.build(
             n_latents, auxiliary.n_columns, auxiliary.discrete, generators
         ),
@@ -127,6 +132,11 @@ def prepare(model, data, auxiliary):
         rows = subset(data, ALIGNMENT_ROWS)
         features = model.likelihood.features(rows.x.double())
         model.decoder.align(features, rows.weight.double())
+    if getattr(model.prior, "from_codes", False):
+        rows = subset(data, ALIGNMENT_ROWS)
+        with torch.no_grad():
+            codes = model.posterior(rows.x.to(rows.weight).unsqueeze(0)).loc
+        model.prior.place(codes, rows.weight)
     if not model.prior.needs_u:
         return
     if auxiliary.discrete:

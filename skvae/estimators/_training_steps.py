@@ -34,6 +34,7 @@ from skvae.estimators._fitting import (
     to_data,
     unchanged_on_error,
 )
+from skvae.estimators._stacking import TRAINER
 from skvae.metrics import active_units
 
 # Attributes that some fits set and others do not; none may outlive a new fit.
@@ -66,6 +67,10 @@ class TrainingSteps:
                 "warm_start continues one model and n_init starts several. Use "
                 "n_init=1 with warm_start=True."
             )
+
+    def _n_latents(self, n_features):
+        """Number of latents of a model for so many features."""
+        return self.n_components
 
     def _settings(self, n_rows, max_epochs, progress=None):
         batch_size = self.batch_size
@@ -128,10 +133,12 @@ class TrainingSteps:
             }
             context = self._init_callback_context(max_subtasks=self.max_iter)
             context.call_on_fit_task_begin(**task)
-            history = train(
+            history = TRAINER.get()(
                 model,
                 training,
-                objective=parts.objective.build(self.beta, model.prior),
+                objective=parts.objective.build(
+                    self.beta, model.prior, training.x.shape[0]
+                ),
                 inference=inference,
                 settings=self._settings(training.x.shape[0], self.max_iter),
                 seeds=seeds,
@@ -155,7 +162,8 @@ class TrainingSteps:
     def _start_model(self, parts, data, seeds):
         """A new model on the device, or the fitted one where fits continue."""
         n_features, auxiliary = data.x.shape[1], self._auxiliary_shape()
-        model = build_model(parts, self.n_components, n_features, auxiliary, seeds)
+        n_latents = self._n_latents(n_features)
+        model = build_model(parts, n_latents, n_features, auxiliary, seeds)
         model = model.to(data.x.device)
         prepare(model, data, auxiliary)
         if self.warm_start and hasattr(self, "module_"):
@@ -296,7 +304,7 @@ class TrainingSteps:
                 score_seed, seeds = draw_seeds(check_random_state(self.random_state), 1)
                 auxiliary = self._auxiliary_shape()
                 model = build_model(
-                    parts, self.n_components, X.shape[1], auxiliary, seeds
+                    parts, self._n_latents(X.shape[1]), X.shape[1], auxiliary, seeds
                 ).to(device)
                 prepare(model, data, auxiliary)
                 draws, optimizer_state = streams(seeds, device), None
@@ -311,7 +319,9 @@ class TrainingSteps:
             history = train(
                 model,
                 data,
-                objective=parts.objective.build(self.beta, model.prior),
+                objective=parts.objective.build(
+                    self.beta, model.prior, data.x.shape[0]
+                ),
                 inference=run.inference,
                 settings=self._settings(X.shape[0], 1, progress=1.0),
                 seeds=seeds,

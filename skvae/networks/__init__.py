@@ -2,6 +2,7 @@
 
 from skvae.networks.anchored import Anchored
 from skvae.networks.brenier import Brenier
+from skvae.networks.flow import SplineFlow
 from skvae.networks.mlp import MLP
 from skvae.networks.skip import Skip
 
@@ -10,4 +11,4 @@ NETWORKS = {"mlp": MLP, "skip": Skip, "brenier": Brenier, "anchored": Anchored}
 
 INJECTIVE = {"brenier": Brenier, "anchored": Anchored}
 
-__all__ = ["MLP", "Anchored", "Brenier", "Skip"]
+__all__ = ["MLP", "Anchored", "Brenier", "Skip", "SplineFlow"]

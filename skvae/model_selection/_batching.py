@@ -1,0 +1,173 @@
+"""A joblib backend whose tasks wait for each other where networks are trained."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+
+from joblib.parallel import ParallelBackendBase
+
+from skvae._training import train
+from skvae.estimators._stacking import TRAINER, Request, key, train_together
+from skvae.model_selection._fibers import Fiber
+
+# Numbers in the parameters of a batch: their gradients and moments beside them, they
+# should stay in the cache from one step to the next.
+BATCH_PARAMETERS = 1 << 21
+MIN_REPLICAS, MAX_REPLICAS = 8, 64
+# Bytes of training data that may wait for a batch to fill.
+WAITING_BYTES = 1 << 30
+
+
+def replicas_for(request: Request) -> int:
+    """How many replicas a batch of such fits should have."""
+    size = sum(p.numel() for p in request.model.parameters()) // request.n_replicas
+    return max(MIN_REPLICAS, min(MAX_REPLICAS, BATCH_PARAMETERS // max(size, 1)))
+
+
+class Task:
+    """One call of scikit-learn's, and what is known about it."""
+
+    def __init__(self, number, function, callback):
+        self.number, self.callback = number, callback
+        self.fiber = Fiber(lambda fiber: self._run(function, fiber))
+        self.own_seconds = 0.0
+        self.trained = self.alone = False
+
+    @staticmethod
+    def _run(function, fiber):
+        def ask(model, data, **options):
+            return fiber.ask(Request(model, data, **options))
+
+        TRAINER.set(ask)
+        return function()
+
+    @property
+    def failed(self):
+        return any(result.get("fit_error") for result in self.fiber.result or [])
+
+    def outcome(self):
+        """The result, with the task's share of the training time as its own."""
+        if self.fiber.error is not None:
+            raise self.fiber.error
+        for result in self.fiber.result:
+            result["fit_time"] += self.own_seconds - self.fiber.paused_seconds
+        return self.fiber.result
+
+
+class BatchingBackend(ParallelBackendBase):
+    """Runs tasks up to their training, trains those of equal shape together.
+
+    Parameters
+    ----------
+    max_replicas : int or None
+        Replicas at which a batch is trained; None decides by the size of the networks.
+
+    Attributes
+    ----------
+    batches : list of dict
+        "tasks", their numbers; "n_replicas"; "seconds".
+    """
+
+    uses_threads = supports_sharedmem = True
+    # Every task is on its way at once, whatever n_jobs says.
+    default_n_jobs = 1 << 20
+
+    def __init__(self, max_replicas=None):
+        super().__init__(nesting_level=0)
+        self.max_replicas = max_replicas
+        self.tasks, self.batches = [], []
+        self.ready, self.waiting = deque(), defaultdict(list)
+
+    # -------------------------------------------------------- what joblib calls
+
+    def effective_n_jobs(self, n_jobs):
+        """All tasks run at once, as far as joblib is concerned."""
+        return self.default_n_jobs
+
+    def submit(self, func, callback=None):
+        """Take a task on; nothing runs until a result is asked for."""
+        task = Task(len(self.tasks), func, callback)
+        self.tasks.append(task)
+        self.ready.append(task)
+        return task
+
+    def retrieve_result(self, out, timeout=None):
+        """Work until this task is done."""
+        while not out.fiber.done:
+            if self.ready and not self._full():
+                self._advance(self.ready.popleft())
+            else:
+                self._train(max(self.waiting, key=lambda k: len(self.waiting[k])))
+        return out.outcome()
+
+    def abort_everything(self, ensure_ready=True):
+        """Give up what waits."""
+        self.terminate()
+
+    def terminate(self):
+        """End what waits, in order."""
+        self.ready.clear()
+        self.waiting.clear()
+        for task in self.tasks:
+            task.fiber.close()
+
+    # ---------------------------------------------------------------- the work
+
+    def _full(self):
+        """Whether the waiting tasks hold much memory."""
+        requests = [t.fiber.asked for group in self.waiting.values() for t in group]
+        sizes = (r.data.x.numel() * r.data.x.element_size() for r in requests)
+        return sum(sizes) > WAITING_BYTES
+
+    def _advance(self, task, answer=None):
+        task.fiber.resume(answer)
+        if task.fiber.done:
+            if task.callback is not None:
+                task.callback(None)
+            return
+        request = task.fiber.asked
+        shape = key(request)
+        if shape is None:
+            task.alone = True
+            self._train_alone(task)
+            return
+        group = self.waiting[shape]
+        group.append(task)
+        enough = self.max_replicas or replicas_for(request)
+        if sum(t.fiber.asked.n_replicas for t in group) >= enough:
+            self._train(shape)
+
+    def _train(self, shape):
+        group = self.waiting.pop(shape)
+        if len(group) == 1:
+            self._train_alone(group[0])
+            return
+        requests = [task.fiber.asked for task in group]
+        started = time.perf_counter()
+        try:
+            answers = train_together(requests)
+        except Exception as error:
+            answers = [error] * len(group)
+        self._answer(group, answers, time.perf_counter() - started)
+
+    def _train_alone(self, task):
+        request = task.fiber.asked
+        options = request._asdict()
+        started = time.perf_counter()
+        try:
+            answer = train(options.pop("model"), options.pop("data"), **options)
+        except Exception as error:
+            answer = error
+        self._answer([task], [answer], time.perf_counter() - started)
+
+    def _answer(self, group, answers, seconds):
+        sizes = [task.fiber.asked.n_replicas for task in group]
+        numbers = [task.number for task in group]
+        self.batches.append(
+            {"tasks": numbers, "n_replicas": sum(sizes), "seconds": seconds}
+        )
+        for task, answer, size in zip(group, answers, sizes, strict=True):
+            task.trained = True
+            task.own_seconds += seconds * size / sum(sizes)
+            self._advance(task, answer)

@@ -1,0 +1,29 @@
+"""Published experiments as tables that anyone can rerun.
+
+``python -m skvae reproduce TABLE`` runs one of :data:`TABLES`; an interrupted run
+continues where it stopped.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+# Name of each table, and the module whose TABLE it is.
+TABLES = {
+    "recovery": "skvae.reproductions.recovery",
+    "recovery_segments": "skvae.reproductions.recovery",
+    "recovery_layers": "skvae.reproductions.recovery",
+    "discrete": "skvae.reproductions.discrete",
+    "pinwheel": "skvae.reproductions.pinwheel",
+    "mixtures": "skvae.reproductions.mixtures",
+}
+
+
+def load_table(name: str):
+    """The :class:`Table` of a name; ValueError for an unknown one."""
+    if name not in TABLES:
+        raise ValueError(f"Unknown table {name!r}. There are {', '.join(TABLES)}.")
+    return import_module(TABLES[name]).TABLES[name]
+
+
+__all__ = ["TABLES", "load_table"]
