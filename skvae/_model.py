@@ -6,9 +6,12 @@ import copy
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from skvae._gaussian import DiagonalGaussian
+
+# Numbers in the largest layer of a chunk of rows, outside training.
+ACTIVATIONS = 1 << 22
 
 
 class Frame(nn.Module):
@@ -26,6 +29,10 @@ class Frame(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("offset", torch.zeros(n_outputs))
         self.register_buffer("unit", torch.ones(()))
+
+    def outward(self, out: Tensor) -> Tensor:
+        """The likelihood's parameters for the decoder's output."""
+        return torch.addcmul(self.offset, self.unit, out)
 
     @torch.no_grad()
     def set_from(self, likelihood, x: Tensor, weight: Tensor, rows: int = 4096):
@@ -46,6 +53,25 @@ class Frame(nn.Module):
         if likelihood.scales_with_data:
             self.unit.copy_(self.scale)
             likelihood.set_unit(self.scale)
+
+
+class FramedLikelihood(NamedTuple):
+    """A likelihood whose parameters are given in the decoder's units."""
+
+    likelihood: nn.Module
+    frame: Frame
+
+    def features(self, x: Tensor) -> Tensor:
+        """What networks see of x."""
+        return self.likelihood.features(x)
+
+    def mean(self, out: Tensor) -> Tensor:
+        """Mean of x for the decoder's output."""
+        return self.likelihood.mean(self.frame.outward(out))
+
+    def sample(self, out: Tensor, generator: Generator) -> Tensor:
+        """Draws of x for the decoder's output."""
+        return self.likelihood.sample(self.frame.outward(out), generator)
 
 
 class Terms(NamedTuple):
@@ -93,13 +119,44 @@ class LatentVariableModel(nn.Module):
         known = {id(p) for p in encoder}
         return encoder, [p for p in self.parameters() if id(p) not in known]
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The likelihood's parameters, shape ``(R, B, n_outputs)``."""
-        return torch.addcmul(self.frame.offset, self.frame.unit, self.decoder(z))
+    def decode(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """The likelihood's parameters, shape ``(R, B, n_outputs)``.
+
+        An autoregressive decoder reads x as well: the parameters of each feature
+        depend on z and on the features before it.
+        """
+        if getattr(self.decoder, "autoregressive", False):
+            out = self.decoder(z, self.likelihood.features(x))
+        else:
+            out = self.decoder(z)
+        return self.frame.outward(out)
+
+    def generate(self, z: Tensor, generator: Generator | None = None) -> Tensor:
+        """Draw x from p(x|z), ``(R, B, p)``; without a generator, a mean.
+
+        The mean is the likelihood's. An autoregressive decoder goes through x from
+        front to back and puts what it draws, or the mean, before what follows.
+        """
+        likelihood = FramedLikelihood(self.likelihood, self.frame)
+        if getattr(self.decoder, "autoregressive", False):
+            return self.decoder.generate(z, likelihood, generator)
+        out = self.decoder(z)
+        if generator is None:
+            return likelihood.mean(out)
+        return likelihood.sample(out, generator)
+
+    def rows_at_once(self, limit: int) -> int:
+        """Rows to evaluate together, fewer than `limit` where they take much memory.
+
+        Networks of images say in `n_activations` how many numbers a layer holds.
+        """
+        parts = self.encoder, self.decoder
+        largest = max(getattr(part, "n_activations", 0) for part in parts)
+        return max(1, min(limit, ACTIVATIONS // largest)) if largest else limit
 
     def log_joint(self, x: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:
         """Log p(x|z) + log p(z|u) in nats, shape ``(R, B)``."""
-        log_likelihood = self.likelihood.log_prob(x, self.decode(z))
+        log_likelihood = self.likelihood.log_prob(x, self.decode(z, x))
         return log_likelihood + self.prior.log_prob(z, u)
 
     def expected_log_likelihood(self, x: Tensor, q, z: Tensor) -> Tensor:

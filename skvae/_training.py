@@ -225,7 +225,7 @@ def bound(model, inference, data: Data, seeds: list[Seeds]) -> Tensor:
     device, dtype = data.x.device, data.weight.dtype
     noise_streams = [generator(seed.noise, device) for seed in seeds]
     total = torch.zeros(model.n_replicas, dtype=dtype, device=device)
-    for x, u, weight in chunks(data):
+    for x, u, weight in chunks(data, model.rows_at_once(EVALUATION_ROWS)):
         q = inference.posterior(model, x, u)
         noise = standard_normal(noise_streams, x.shape[1], model.n_latents, dtype=dtype)
         z = q.sample(noise)

@@ -84,7 +84,7 @@ class EncoderPosterior(Specification):
 
     def expected_log_likelihood(self, model, x: Tensor, q, z: Tensor) -> Tensor:
         """Estimate of E_q log p(x|z) from a draw z of q, shape ``(R, B)``."""
-        return model.likelihood.log_prob(x, model.decode(z))
+        return model.likelihood.log_prob(x, model.decode(z, x))
 
     def importance_log_weights(self, model, x: Tensor, u, q, noise: Tensor) -> Tensor:
         """Log p(x,z|u)/q(z|x,u) for noise ``(S, d)`` shared by rows: ``(R, S, B)``."""
@@ -246,7 +246,8 @@ class EnumeratedPosterior(EncoderPosterior):
     def expected_log_likelihood(self, model, x: Tensor, q, z: Tensor) -> Tensor:
         """Sum over y of q(y|x) log p(x|z_y), shape ``(R, B)``."""
         repeated = x.repeat_interleave(self.n_mixtures, dim=1)
-        return q.expectation(model.likelihood.log_prob(repeated, model.decode(z)))
+        out = model.decode(z, repeated)
+        return q.expectation(model.likelihood.log_prob(repeated, out))
 
     def memberships(self, prior, q, noise: Tensor) -> Tensor:
         """q(y|x), shape ``(R, B, C)``."""

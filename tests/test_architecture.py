@@ -33,6 +33,7 @@ LAYERS = {
     "displays": 5,
     "model_selection": 5,
     "persistence": 5,
+    "reproductions": 5,
     "_training": 2,
     "inference": 2,
     "objectives": 2,

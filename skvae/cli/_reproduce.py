@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skvae.cli._terminal import rich_is_there, say
-from skvae.reproductions import TABLES, load_table
-from skvae.reproductions._table import Options, read, render, run
+from skvae.reproductions import TABLES, Options, load_table
 
 
 def run_reproduce(arguments):
@@ -31,16 +30,14 @@ def run_reproduce(arguments):
     if not arguments.render:
         try:
             with _reporter(table) as report:
-                run(table, path, options, report)
+                table.run(path, options, report)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{path} keeps the rows so far; the same command goes on from there."
             ) from None
-    rows = read(path)
-    if not rows:
-        raise ValueError(f"{path} has no rows yet.")
-    text = render(table, rows)
+    text = table.render(path)
     path.with_suffix(".md").write_text(text)
+    table.draw(path)
     print(text)
 
 

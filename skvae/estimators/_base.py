@@ -21,7 +21,7 @@ from sklearn.utils import check_array
 from skvae import __version__
 from skvae._random import generator, shared_noise
 from skvae._spec import resolve
-from skvae._training import SCHEDULES
+from skvae._training import EVALUATION_ROWS, SCHEDULES
 from skvae._validation import (
     HasMethods,
     Interval,
@@ -272,8 +272,9 @@ class BaseVAE(
         dtype = np.float64 if X.dtype == np.float64 else np.float32
         mean = np.empty((X.shape[0], model.n_latents), dtype=dtype)
         std = np.empty_like(mean)
+        chunk = model.rows_at_once(EVALUATION_ROWS)
         with torch.no_grad():
-            for part, x, u_part in self._chunks(model, X, U, 4096):
+            for part, x, u_part in self._chunks(model, X, U, chunk):
                 q = self._inference.posterior(model, x, u_part)
                 mean[part] = q.loc[0].cpu().numpy()[:, self._order]
                 std[part] = q.scale[0].cpu().numpy()[:, self._order]
@@ -332,11 +333,12 @@ class BaseVAE(
                 f"{self._n_features_out} components."
             )
         model = self._lifted_model(Z.dtype)
+        chunk = model.rows_at_once(EVALUATION_ROWS)
         internal = np.ascontiguousarray(Z[:, np.argsort(self._order)])
         rows = []
         with torch.no_grad():
-            for _, z, _ in self._chunks(model, internal, None, 4096):
-                rows.append(model.likelihood.mean(model.decode(z))[0].cpu().numpy())
+            for _, z, _ in self._chunks(model, internal, None, chunk):
+                rows.append(model.generate(z)[0].cpu().numpy())
         return np.concatenate(rows)
 
     def _sample(self, n_samples, u, random_state):
@@ -350,7 +352,7 @@ class BaseVAE(
         model = copy.deepcopy(self.module_).double()
         with torch.no_grad():
             z = model.prior.sample(n_samples, u, draws).double()
-            return model.likelihood.sample(model.decode(z), draws)[0].numpy()
+            return model.generate(z, draws)[0].numpy()
 
     def sample(self, n_samples=1, *, random_state=None):
         """Draw new rows from the model.
@@ -374,7 +376,8 @@ class BaseVAE(
         noise = shared_noise(
             self._score_seed, self.n_draws, model.n_latents, model.frame.centre
         )
-        rows = max(1, SCORE_ELEMENTS // (self.n_draws * max(X.shape[1], self.width)))
+        pairs = model.rows_at_once(SCORE_ELEMENTS // max(X.shape[1], self.width))
+        rows = max(1, pairs // self.n_draws)
         scores = np.empty(X.shape[0])
         for part, x, u in self._chunks(model, X, U, rows):
             with torch.no_grad():

@@ -18,7 +18,8 @@ specification, default="gaussian"
         What X is: real numbers; binary values or grey levels in [0, 1]; counts.
         "gaussian" learns one noise variance; ``Gaussian(noise="per_feature")`` one
         per column, ``Gaussian(noise=0.1)`` fixes the standard deviation.
-    objective : {{"elbo", "total_correlation", "iwae"}} or specification, default="elbo"
+    objective : {{"elbo", "total_correlation", "iwae", "covariate_informed"}} \
+or specification, default="elbo"
         Training objective, for example ``ELBO(warm_up=0.3, free_bits=0.05)``.
     inference : {{"amortized", "semi_amortized", "lagging"}} or specification, \
 default="amortized"

@@ -11,7 +11,7 @@ import torch
 
 from skvae._model import Frame, LatentVariableModel, Parts
 from skvae._random import Seeds, Streams, generator, standard_normal, weight_generators
-from skvae._training import Data, chunks
+from skvae._training import EVALUATION_ROWS, Data, chunks
 from skvae.metrics import match_components
 
 # Rows on which components are ranked and replicas compared.
@@ -181,7 +181,7 @@ def summarise(model, inference, data, seeds):
     """Posterior means ``(R, n, d)`` and weighted mean KL per component ``(R, d)``."""
     noise_streams = [generator(seed.noise, data.x.device) for seed in seeds]
     means, total = [], 0.0
-    for x, u, weight in chunks(data):
+    for x, u, weight in chunks(data, model.rows_at_once(EVALUATION_ROWS)):
         q = inference.posterior(model, x, u)
         noise = standard_normal(noise_streams, x.shape[1], model.n_latents)
         kl = model.prior.kl_per_dimension(q, q.sample(noise), u)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from skvae.reproductions._table import Options
+
 # Name of each table, and the module whose TABLE it is.
 TABLES = {
     "recovery": "skvae.reproductions.recovery",
@@ -20,10 +22,32 @@ TABLES = {
 
 
 def load_table(name: str):
-    """The :class:`Table` of a name; ValueError for an unknown one."""
+    """Look up a table.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`TABLES`.
+
+    Returns
+    -------
+    table : Table
+        Its protocol, with ``run(path, options, report)`` and ``render(path)``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such table.
+
+    Examples
+    --------
+    >>> from skvae.reproductions import load_table
+    >>> load_table("pinwheel").keys
+    ('method', 'noise', 'seed')
+    """
     if name not in TABLES:
         raise ValueError(f"Unknown table {name!r}. There are {', '.join(TABLES)}.")
     return import_module(TABLES[name]).TABLES[name]
 
 
-__all__ = ["TABLES", "load_table"]
+__all__ = ["TABLES", "Options", "load_table"]

@@ -13,12 +13,27 @@ from pathlib import Path
 
 import numpy as np
 
-import skvae
+from skvae import __version__
+from skvae._collapse import PosteriorCollapseWarning
 
 
 @dataclass
 class Options:
-    """What a user may change about a table; None leaves the table's own choice."""
+    """What a user may change about a table; None leaves the table's own choice.
+
+    Parameters
+    ----------
+    seeds, first_seed : int
+        How many seeds, and the first one.
+    methods, problems : list of str
+        Names of those to run.
+    epochs : int
+        Passes over the data.
+    data_dir : str
+        Where image files lie.
+    command : str
+        What was called, for the table's page.
+    """
 
     seeds: int | None = None
     first_seed: int = 0
@@ -67,6 +82,10 @@ class Table:
         From :class:`Options` to an iterator of :class:`Cell`.
     published : dict of tuple of str to dict
         Published figures by the keys without the seed, per column.
+    source : str
+        Where they are from, and what must be known to compare.
+    picture : callable or None
+        Draws the rows of the CSV file into a file.
     """
 
     title: str
@@ -76,6 +95,59 @@ class Table:
     cells: Callable[[Options], Iterator[Cell]]
     published: dict = field(default_factory=dict)
     source: str = ""
+    picture: Callable[[list[dict], Path], None] | None = None
+
+    def draw(self, path: Path) -> None:
+        """Draw the picture beside `path`, if the table has one."""
+        if self.picture is not None:
+            self.picture(read(path), path.with_suffix(".png"))
+
+    def run(self, path: Path, options: Options, report: Callable) -> None:
+        """Measure the cells that `path` lacks; ``report(done, total, key, row)``."""
+        cells = list(self.cells(options))
+        finished = {tuple(row[key] for key in self.keys) for row in read(path)}
+        for number, cell in enumerate(cells, 1):
+            key = tuple(str(cell.key[name]) for name in self.keys)
+            if key in finished:
+                continue
+            report(number - 1, len(cells), cell.key, None)
+            started = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PosteriorCollapseWarning)
+                measured = cell.measure()
+            measured["seconds"] = round(time.perf_counter() - started, 1)
+            row = {**cell.key, **measured, **environment(), "command": options.command}
+            append(path, row)
+            report(number, len(cells), cell.key, measured)
+
+    def render(self, path: Path) -> str:
+        """The rows of `path` in Markdown: medians over seeds with their range."""
+        rows = read(path)
+        if not rows:
+            raise ValueError(f"{path} has no rows yet.")
+        groups = self.keys[:-1]
+        header = [*groups, "seeds", *self.columns]
+        lines = [f"# {self.title}", "", self.protocol, ""]
+        lines.append("| " + " | ".join(header) + " |")
+        lines.append("|" + " --- |" * len(header))
+        for key in dict.fromkeys(tuple(row[name] for name in groups) for row in rows):
+            chosen = [row for row in rows if tuple(row[n] for n in groups) == key]
+            cells = [*key, str(len(chosen))]
+            published = self.published.get(key, {})
+            for column, pattern in self.columns.items():
+                text = summary([row[column] for row in chosen], pattern)
+                known = published.get(column)
+                cells.append(f"{text}; published {known}" if known else text)
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", "Median over seeds (smallest to largest).", self.source, ""]
+        lines += [
+            f"- `{command}`" for command in dict.fromkeys(r["command"] for r in rows)
+        ]
+        lines += dict.fromkeys(
+            "- " + ", ".join(f"{name} {row[name]}" for name in environment())
+            for row in rows
+        )
+        return "\n".join(lines).rstrip() + "\n"
 
 
 def environment() -> dict:
@@ -85,7 +157,7 @@ def environment() -> dict:
     import torch
 
     return {
-        "skvae": skvae.__version__,
+        "skvae": __version__,
         "torch": torch.__version__,
         "scikit-learn": sklearn.__version__,
         "numpy": np.__version__,
@@ -115,25 +187,6 @@ def append(path: Path, row: dict) -> None:
         writer.writerow(row)
 
 
-def run(table: Table, path: Path, options: Options, report: Callable) -> None:
-    """Measure the cells that `path` lacks; ``report(done, total, key, row)``."""
-    cells = list(table.cells(options))
-    finished = {tuple(row[key] for key in table.keys) for row in read(path)}
-    for number, cell in enumerate(cells, 1):
-        key = tuple(str(cell.key[name]) for name in table.keys)
-        if key in finished:
-            continue
-        report(number - 1, len(cells), cell.key, None)
-        started = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", skvae.PosteriorCollapseWarning)
-            measured = cell.measure()
-        measured.setdefault("seconds", round(time.perf_counter() - started, 1))
-        row = {**cell.key, **measured, **environment(), "command": options.command}
-        append(path, row)
-        report(number, len(cells), cell.key, measured)
-
-
 def summary(values: list[str], pattern: str) -> str:
     """Median (minimum to maximum) of the numbers among `values`."""
     numbers = [float(value) for value in values if value not in ("", None)]
@@ -143,34 +196,3 @@ def summary(values: list[str], pattern: str) -> str:
         pattern.format(f(numbers)) for f in (np.min, np.median, np.max)
     )
     return middle if len(numbers) == 1 else f"{middle} ({low} to {high})"
-
-
-def render(table: Table, rows: list[dict]) -> str:
-    """The table in Markdown: medians over seeds with their range."""
-    groups = table.keys[:-1]
-    header = [*groups, "seeds", *table.columns]
-    lines = [
-        f"# {table.title}",
-        "",
-        table.protocol,
-        "",
-        "| " + " | ".join(header) + " |",
-        "|" + " --- |" * len(header),
-    ]
-    for key in dict.fromkeys(tuple(row[name] for name in groups) for row in rows):
-        chosen = [row for row in rows if tuple(row[name] for name in groups) == key]
-        cells = [*key, str(len(chosen))]
-        published = table.published.get(key, {})
-        for column, pattern in table.columns.items():
-            text = summary([row[column] for row in chosen], pattern)
-            known = published.get(column)
-            cells.append(f"{text}; published {known}" if known else text)
-        lines.append("| " + " | ".join(cells) + " |")
-    versions = dict.fromkeys(
-        ", ".join(f"{name} {row[name]}" for name in environment()) for row in rows
-    )
-    commands = dict.fromkeys(row["command"] for row in rows)
-    lines += ["", "Median over seeds (smallest to largest).", table.source, ""]
-    lines += [f"- `{command}`" for command in commands if command]
-    lines += [f"- {version}" for version in versions]
-    return "\n".join(lines).rstrip() + "\n"

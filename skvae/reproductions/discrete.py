@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from skvae import VAE, iVAE
 from skvae.datasets import make_nonlinear_ica
+from skvae.estimators import VAE, iVAE
 from skvae.metrics import mean_correlation_score
 from skvae.networks import MLP
 from skvae.reproductions._table import Cell, Options, Table
