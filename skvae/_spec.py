@@ -37,11 +37,12 @@ def resolve(part, table, **defaults):
     specification : object with a ``build`` method
     """
     if not isinstance(part, str):
-        family = next(reversed(table.values())).family
-        if isinstance(part, type) or getattr(part, "family", None) != family:
+        families = list(dict.fromkeys(entry.family for entry in table.values()))
+        if isinstance(part, type) or getattr(part, "family", None) not in families:
+            needed = " or ".join(families)
             raise TypeError(
-                f"{part!r} was passed where a {family} is needed. Pass one of "
-                f"{sorted(table)} or an instance of a {family} specification."
+                f"{part!r} was passed where a {needed} is needed. Pass one of "
+                f"{sorted(table)} or an instance of a {needed} specification."
             )
         specification = clone(part)
     else:

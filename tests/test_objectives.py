@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
+from sklearn.datasets import load_digits
 
 from skvae import LIDMVAE, VAE, IdentifiableVAE, iVAE
 from skvae._gaussian import CorrelatedGaussian, DiagonalGaussian
@@ -17,8 +18,8 @@ from skvae.estimators._fitting import Auxiliary, Specifications, build_model
 from skvae.inference import Amortized
 from skvae.likelihoods import Gaussian
 from skvae.networks import MLP
-from skvae.objectives import ELBO, IWAE, TotalCorrelation
-from skvae.posteriors import EncoderPosterior
+from skvae.objectives import ELBO, IWAE, CovariateInformed, TotalCorrelation
+from skvae.posteriors import EncoderPosterior, ProductPosterior
 from skvae.priors import ConditionalGaussian, GaussianMixture, StandardNormal
 
 P, D, B, N = 5, 3, 12, 100
@@ -393,3 +394,53 @@ def test_an_enumerated_posterior_is_refused(objective, small_X):
     message = "single Gaussian|coordinates are independent"
     with pytest.raises(ValueError, match=message):
         vae.fit(small_X)
+
+
+# -------------------------------------------------- posteriors with and without u
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_the_mixed_posterior_is_a_mixture(alpha, covariance):
+    model = build(prior=ConditionalGaussian(), posterior=ProductPosterior(covariance))
+    model.prior.set_mixture(torch.eye(4).double(), torch.full((4,), -math.log(4.0)))
+    x, noise = draw(4, 2, B, P), draw(9, 2, B, 2, D)
+    u = torch.eye(4).double()[torch.arange(B) % 4].unsqueeze(0).expand(2, -1, -1)
+    q, alone = model.posterior(x, u), model.posterior(x)
+    objective = CovariateInformed(alpha).build(2.0, model.prior)
+    loss, log_likelihood, kl = objective.terms(model, x, u, q, noise, 1.0)
+    expected_likelihood, expected_kl = 0.0, 0.0
+    for share, component, eps in zip(
+        (alpha, 1.0 - alpha), (q, alone), noise.unbind(2), strict=True
+    ):
+        z = component.sample(eps)
+        density = alpha * q.log_prob(z).exp() + (1 - alpha) * alone.log_prob(z).exp()
+        log_p = model.prior.given(u).log_prob(z)
+        expected_kl += share * (density.log() - log_p)
+        expected_likelihood += share * model.likelihood.log_prob(x, model.decode(z))
+    torch.testing.assert_close(kl, expected_kl)
+    torch.testing.assert_close(log_likelihood, expected_likelihood)
+    torch.testing.assert_close(loss, 2.0 * expected_kl - expected_likelihood)
+    gradients = torch.autograd.grad(loss.sum(), [*model.encoder.parameters()])
+    assert all(torch.isfinite(g).all() for g in gradients)
+
+
+def test_codes_without_u_explain_more_when_they_are_trained():
+    X, y = load_digits(return_X_y=True)
+    X = X[:, X.std(axis=0) > 0] / 16.0
+    options = {"width": 32, "max_iter": 15, "random_state": 0}
+    scores = [
+        iVAE(5, covariance="full", objective=objective, **options)
+        .fit(X, u=y)
+        .score_samples(X[:300])
+        .mean()
+        for objective in (ELBO(), CovariateInformed())
+    ]
+    assert scores[1] > scores[0] + 0.3
+
+
+def test_a_joint_posterior_cannot_do_without_u():
+    X = draw(0, 60, 3).numpy()
+    vae = iVAE(posterior_type="joint", objective=CovariateInformed(), width=4)
+    with pytest.raises(ValueError, match="posterior_type='product'"):
+        vae.fit(X, u=np.arange(60) % 3)

@@ -42,7 +42,7 @@ from skvae.estimators._fitting import (
 from skvae.estimators._training_steps import TrainingSteps
 from skvae.inference import INFERENCES
 from skvae.likelihoods import LIKELIHOODS
-from skvae.networks import NETWORKS
+from skvae.networks import DECODERS, ENCODERS
 from skvae.objectives import OBJECTIVES
 from skvae.posteriors import EncoderPosterior
 from skvae.priors import StandardNormal
@@ -74,8 +74,8 @@ class BaseVAE(
         "beta": [Interval(Real, 0, None, closed="left")],
         "width": [Interval(Integral, 1, None, closed="left")],
         "depth": [Interval(Integral, 0, None, closed="left")],
-        "encoder": _part({"mlp"}),
-        "decoder": _part(NETWORKS),
+        "encoder": _part(ENCODERS),
+        "decoder": _part(DECODERS),
         "likelihood": _part(LIKELIHOODS),
         "objective": _part(OBJECTIVES),
         "inference": _part(INFERENCES),
@@ -151,13 +151,13 @@ class BaseVAE(
 
     # ------------------------------------------------------------------ parts
 
-    def _network(self, part, **options):
-        return resolve(part, NETWORKS, width=self.width, depth=self.depth, **options)
+    def _network(self, part, table=DECODERS, **options):
+        return resolve(part, table, width=self.width, depth=self.depth, **options)
 
     def _parts(self, conditional):
         """The specifications of this estimator; `conditional` where u is given."""
         return Specifications(
-            encoder=self._network(self.encoder),
+            encoder=self._network(self.encoder, ENCODERS),
             decoder=self._network(self.decoder),
             prior=StandardNormal(),
             likelihood=resolve(self.likelihood, LIKELIHOODS),
