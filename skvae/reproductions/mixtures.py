@@ -41,6 +41,10 @@ METHODS = {
     ),
     "beta-VAE 0.2": (MixtureVAE, {"beta": 0.2}),
     "LIDMVAE": (LIDMVAE, {"inverse_lipschitz": 1.0}),
+    "LIDMVAE, semi-amortized": (
+        LIDMVAE,
+        {"inverse_lipschitz": 1.0, "inference": SemiAmortized(n_steps=5)},
+    ),
 }
 
 
