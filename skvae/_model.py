@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,8 @@ class Frame(nn.Module):
     @torch.no_grad()
     def set_from(self, likelihood, x: Tensor, weight: Tensor, rows: int = 4096):
         """Measure weighted means and the root mean variance, a chunk at a time."""
+        if getattr(likelihood, "symbolic", False):
+            return
         total = weight.double().sum()
         sums = [0.0, 0.0, 0.0]
         for chunk, w in zip(x.split(rows), weight.split(rows), strict=True):
@@ -144,6 +147,18 @@ class LatentVariableModel(nn.Module):
         if generator is None:
             return likelihood.mean(out)
         return likelihood.sample(out, generator)
+
+    def lengths(self, x: Tensor) -> Tensor | None:
+        """Lengths of the rows ``(n, p)`` of x where they have any, ``(n,)``."""
+        if hasattr(self.likelihood, "lengths"):
+            return self.likelihood.lengths(x)
+        return None
+
+    def perturbed(self, noise: Tensor):
+        """Context of a training step: decoders with dropout drop units within it."""
+        if hasattr(self.decoder, "perturbed"):
+            return self.decoder.perturbed(noise)
+        return nullcontext()
 
     def rows_at_once(self, limit: int) -> int:
         """Rows to evaluate together, fewer than `limit` where they take much memory.

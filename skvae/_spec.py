@@ -37,7 +37,8 @@ def resolve(part, table, **defaults):
     specification : object with a ``build`` method
     """
     if not isinstance(part, str):
-        families = list(dict.fromkeys(entry.family for entry in table.values()))
+        known = (getattr(entry, "family", None) for entry in table.values())
+        families = list(dict.fromkeys(filter(None, known)))
         if isinstance(part, type) or getattr(part, "family", None) not in families:
             needed = " or ".join(families)
             raise TypeError(

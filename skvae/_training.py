@@ -193,13 +193,36 @@ def cut(data: Data, rows: Tensor, noise: Tensor) -> Batch:
     return Batch(take(data.x), take(data.u), take(data.weight), noise)
 
 
+def by_length(order: Tensor, lengths: Tensor, batch_size: int, shuffle) -> Tensor:
+    """Put rows ``(R, n)`` of like length into one batch, the batches in random order.
+
+    The last batch, where it is smaller than the others, has rows of any length.
+    """
+    n_batches = order.shape[1] // batch_size
+    together = []
+    for rows, stream in zip(order, shuffle, strict=True):
+        full, rest = rows.split([n_batches * batch_size, len(rows) % batch_size])
+        ranked = full[torch.argsort(lengths[full], stable=True)]
+        mixed = torch.randperm(n_batches, generator=stream)
+        together.append(torch.cat([ranked.view(-1, batch_size)[mixed].flatten(), rest]))
+    return torch.stack(together)
+
+
 def batches(
-    data: Data, draws: Streams, batch_size: int, n_latents: int, n_draws: int = 1
+    data: Data,
+    draws: Streams,
+    batch_size: int,
+    n_latents: int,
+    n_draws: int = 1,
+    lengths: Tensor | None = None,
 ):
     """Shuffled batches of one epoch; each replica in its own order."""
     n = data.n_rows
     dtype = data.weight.dtype
-    order = permutations(draws.shuffle, n).to(data.x.device)
+    order = permutations(draws.shuffle, n)
+    if lengths is not None:
+        order = by_length(order, lengths, batch_size, draws.shuffle)
+    order = order.to(data.x.device)
     block = max(1, NOISE_BLOCK // (batch_size * n_latents * n_draws)) * batch_size
     for start in range(0, n, block):
         size = min(block, n - start)
@@ -245,6 +268,8 @@ class Training:
         device = data.x.device
         self.draws = draws if draws is not None else streams(seeds, device)
         self.optimizer = inference.optimizer(model)
+        lengths = model.lengths(data.x) if hasattr(model, "lengths") else None
+        self.lengths = None if lengths is None else lengths.cpu()
         self.state = state = State(model, objective, self.optimizer, settings)
         state.data = state.evaluation = data
         state.draws, state.seeds = self.draws, seeds
@@ -290,10 +315,8 @@ class Training:
         n_batches = math.ceil(self.data.n_rows / settings.batch_size)
         sums = []
         self.optimizer.norm_sum.zero_()
-        size, n_draws = settings.batch_size, self.objective.n_draws
-        for k, batch in enumerate(
-            batches(self.data, self.draws, size, self.model.n_latents, n_draws)
-        ):
+        sizes = settings.batch_size, self.model.n_latents, self.objective.n_draws
+        for k, batch in enumerate(batches(self.data, self.draws, *sizes, self.lengths)):
             if settings.progress is None:
                 state.progress = (number + k / n_batches) / settings.max_epochs
             terms = self.inference.step(state, batch)

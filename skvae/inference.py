@@ -58,9 +58,10 @@ class Amortized(Specification):
 
     def terms(self, state, batch, q) -> Terms:
         """The objective's terms for this q, per row."""
-        return state.objective.terms(
-            state.model, batch.x, batch.u, q, batch.noise, state.progress
-        )
+        with state.model.perturbed(batch.noise):
+            return state.objective.terms(
+                state.model, batch.x, batch.u, q, batch.noise, state.progress
+            )
 
     def step(self, state, batch) -> Terms:
         """One gradient step on the batch, for every replica at once."""

@@ -296,6 +296,40 @@ class NegativeBinomialModule(_CountModule):
         return torch.poisson(gamma * mean / a, generator=generator).to(out)
 
 
+class Tokens(Specification):
+    """Categorical likelihood of tokens, given by a decoder that reads what came before.
+
+    Notes
+    -----
+    log p(x|z) = sum_t log p(x_t | x_<t, z) over the tokens that are no padding (0). The
+    decoder evaluates its softmax at the observed tokens, and its output are these
+    terms.
+    """
+
+    domain = "token"
+
+    family = "likelihood"
+
+    def build(self, n_features: int, n_replicas: int):
+        """Make the module."""
+        return TokensModule()
+
+
+class TokensModule(_LikelihoodModule):
+    """Outputs are the log-probabilities of the observed tokens."""
+
+    symbolic = True
+    """Numbers name things: they have no origin and no unit."""
+
+    def lengths(self, x: Tensor) -> Tensor:
+        """Columns of each row ``(n, p)`` up to its last token, ``(n,)``."""
+        steps = torch.arange(1, x.shape[-1] + 1, device=x.device)
+        return ((x != 0) * steps).amax(-1)
+
+    def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
+        return out.sum(-1)
+
+
 LIKELIHOODS = {
     "gaussian": Gaussian,
     "bernoulli": Bernoulli,
@@ -303,4 +337,4 @@ LIKELIHOODS = {
     "negative_binomial": NegativeBinomial,
 }
 
-__all__ = ["Bernoulli", "Gaussian", "NegativeBinomial", "Poisson"]
+__all__ = ["Bernoulli", "Gaussian", "NegativeBinomial", "Poisson", "Tokens"]

@@ -19,12 +19,17 @@ from skvae import __version__
 from skvae._random import Seeds
 from skvae._spec import Specification
 from skvae._validation import check_is_fitted
-from skvae.estimators import all_estimators
+from skvae.estimators import (
+    LIDSVAE,
+    SequenceVAE,
+    SkipSequenceVAE,
+    all_estimators,
+)
 from skvae.estimators._auxiliary import AuxiliaryEncoder
 from skvae.estimators._fitting import rebuild_model
 from skvae.inference import INFERENCES
 from skvae.likelihoods import LIKELIHOODS
-from skvae.networks import NETWORKS
+from skvae.networks import DECODERS, IMAGE_ENCODERS
 from skvae.networks.flow import FLOWS
 from skvae.objectives import OBJECTIVES
 from skvae.posteriors import POSTERIORS
@@ -35,9 +40,19 @@ __all__ = ["load", "save"]
 FORMAT_VERSION = 1
 # Attributes that are written in a way of their own.
 _APART = {"module_": "tensors", "_metadata_request": "requests"}
-_FAMILIES = (NETWORKS, FLOWS, LIKELIHOODS, PRIORS, POSTERIORS, INFERENCES, OBJECTIVES)
+_FAMILIES = (
+    IMAGE_ENCODERS,
+    DECODERS,
+    FLOWS,
+    LIKELIHOODS,
+    PRIORS,
+    POSTERIORS,
+    INFERENCES,
+    OBJECTIVES,
+)
 _SPECIFICATIONS = {cls.__name__: cls for family in _FAMILIES for cls in family.values()}
-_ESTIMATORS = {cls.__name__: cls for cls in all_estimators()}
+_SEQUENCE_MODELS = [SequenceVAE, SkipSequenceVAE, LIDSVAE]
+_ESTIMATORS = {cls.__name__: cls for cls in [*all_estimators(), *_SEQUENCE_MODELS]}
 
 
 def save(estimator, path):

@@ -47,11 +47,12 @@ LAYERS = {
     "_optimizer": 0,
     "_random": 0,
     "_spec": 0,
+    "_tokens": 0,
     "_validation": 0,
 }
-BESIDE = {"metrics", "datasets"}
+BESIDE = {"metrics", "datasets", "text"}
 # Arrays only, so that what stands above torch can share it with what knows no torch.
-WITHOUT_TORCH = {"_collapse", "_validation"}
+WITHOUT_TORCH = {"_collapse", "_tokens", "_validation"}
 FAMILIES = {
     "inference",
     "likelihoods",

@@ -111,7 +111,7 @@ def first_line(thing):
 
 
 def run_list(arguments):
-    """Print the estimators with their papers, the likelihoods and the decoders.
+    """Print the estimators with their papers, the likelihoods and the networks.
 
     With the name of an estimator, its parameters.
     """
@@ -121,13 +121,14 @@ def run_list(arguments):
         print(section(cls, "Parameters"))
         return
     from skvae.likelihoods import LIKELIHOODS
-    from skvae.networks import NETWORKS
+    from skvae.networks import DECODERS, ENCODERS
 
     print("Estimators")
     for cls in skvae.all_estimators():
         print(f"  {cls.__name__:<16} {first_line(cls)}")
         print(f"  {'':<16} {papers(cls)}")
-    for title, table in (("Likelihoods", LIKELIHOODS), ("Decoders", NETWORKS)):
+    tables = {"Likelihoods": LIKELIHOODS, "Encoders": ENCODERS, "Decoders": DECODERS}
+    for title, table in tables.items():
         print(f"\n{title}")
         for name, part in table.items():
             print(f"  {name:<18} {first_line(part)}")

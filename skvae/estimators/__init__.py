@@ -4,19 +4,25 @@ from skvae.estimators.identifiable_vae import IdentifiableVAE
 from skvae.estimators.iflow import iFlow
 from skvae.estimators.ivae import iVAE
 from skvae.estimators.lidmvae import LIDMVAE
+from skvae.estimators.lidsvae import LIDSVAE
 from skvae.estimators.lidvae import LIDVAE
 from skvae.estimators.mixture_vae import MixtureVAE
+from skvae.estimators.sequence_vae import SequenceVAE
+from skvae.estimators.skip_sequence_vae import SkipSequenceVAE
 from skvae.estimators.skip_vae import SkipVAE
 from skvae.estimators.tcl import TCL
 from skvae.estimators.vae import VAE
 
 __all__ = [
     "LIDMVAE",
+    "LIDSVAE",
     "LIDVAE",
     "TCL",
     "VAE",
     "IdentifiableVAE",
     "MixtureVAE",
+    "SequenceVAE",
+    "SkipSequenceVAE",
     "SkipVAE",
     "all_estimators",
     "iFlow",

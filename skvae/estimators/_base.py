@@ -157,7 +157,7 @@ class BaseVAE(
     def _parts(self, conditional):
         """The specifications of this estimator; `conditional` where u is given."""
         return Specifications(
-            encoder=self._network(self.encoder, ENCODERS),
+            encoder=self._network(self.encoder, table=ENCODERS),
             decoder=self._network(self.decoder),
             prior=StandardNormal(),
             likelihood=resolve(self.likelihood, LIKELIHOODS),

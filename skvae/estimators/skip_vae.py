@@ -12,7 +12,7 @@ from skvae.estimators._docs import documented
 from skvae.networks.skip import MERGES
 
 
-@documented(decoder='"skip" or specification, default="skip"')
+@documented(decoder='{"skip", "pixelcnn"} or specification, default="skip"')
 class SkipVAE(BaseVAE):
     """Variational autoencoder whose decoder reads z at every layer.
 
@@ -117,4 +117,5 @@ class SkipVAE(BaseVAE):
 
     def _parts(self, conditional):
         parts = super()._parts(conditional)
-        return parts._replace(decoder=self._network(self.decoder, merge=self.merge))
+        decoder = self._network(self.decoder, merge=self.merge, skip=True)
+        return parts._replace(decoder=decoder)

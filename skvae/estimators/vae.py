@@ -10,7 +10,7 @@ from skvae.estimators._base import BaseVAE
 from skvae.estimators._docs import documented
 
 
-@documented(decoder='"mlp" or specification, default="mlp"')
+@documented(decoder='{"mlp", "conv", "pixelcnn"} or specification, default="mlp"')
 class VAE(BaseVAE):
     """Variational autoencoder; a beta-VAE when `beta` is not one.
 

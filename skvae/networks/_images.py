@@ -1,8 +1,8 @@
 """What networks of images share: their shape, and convolutions of R replicas.
 
-Rows are images flattened as numpy does it, ``(H, W)`` or ``(H, W, C)``. Inside, an image
-is ``(R, B, C, H, W)`` with its channels last in memory, which convolutions on a CPU
-prefer. Replicas take turns, so that each one computes what it would compute alone.
+Rows are images flattened as numpy does it, ``(H, W)`` or ``(H, W, C)``; inside, an
+image is ``(R, B, C, H, W)``. Replicas take turns, so that each computes what it would
+compute alone.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def image_shape(network, n_values: int) -> ImageShape:
     found = ImageShape(*shape)
     if found.size != n_values:
         raise ValueError(
-            f"image_shape={tuple(shape)} of {name} makes {found.size} values, but a row "
-            f"has {n_values}. Pass the shape that X was flattened from; networks of "
+            f"image_shape={tuple(shape)} of {name} makes {found.size} values, but rows "
+            f"have {n_values}. Pass the shape that X was flattened from; networks of "
             "images read x alone (posterior_type='joint' adds u to it)."
         )
     return found

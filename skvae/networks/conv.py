@@ -61,9 +61,10 @@ class ConvEncoder(Specification):
     >>> from sklearn.datasets import load_digits
     >>> from skvae import VAE
     >>> from skvae.networks import ConvEncoder
-    >>> X = load_digits().data[:100]
-    >>> vae = VAE(encoder=ConvEncoder(channels=(4, 8), width=16), max_iter=2)
-    >>> vae.fit_transform(X).shape
+    >>> X = load_digits().data[:100] / 16
+    >>> encoder = ConvEncoder(channels=(4, 8), width=16)
+    >>> vae = VAE(encoder=encoder, likelihood="bernoulli", random_state=0)
+    >>> vae.partial_fit(X).transform(X).shape
     (100, 2)
     """
 
@@ -89,9 +90,7 @@ class ConvEncoder(Specification):
             for a, b in pairwise([shape.channels, *self.channels])
         ]
         sizes = halvings(shape, len(stages), math.ceil)
-        return EncoderNetwork(
-            stages, self, shape, sizes, n_out, generators
-        )
+        return EncoderNetwork(stages, self, shape, sizes, n_out, generators)
 
 
 class ResNetEncoder(Specification):
@@ -159,9 +158,7 @@ class ResNetEncoder(Specification):
             )
             for a, b in pairwise([shape.channels, *self.channels])
         ]
-        return EncoderNetwork(
-            stages, self, shape, sizes, n_out, generators
-        )
+        return EncoderNetwork(stages, self, shape, sizes, n_out, generators)
 
 
 class ConvDecoder(Specification):
@@ -279,7 +276,9 @@ class DecoderNetwork(nn.Module):
         self.hidden = Linear(n_in, width, generators, gain=factor)
         self.map = Linear(width, self.start.size, generators, gain=factor)
         gains = [factor] * (len(channels) - 1) + [OUTPUT_GAIN]
-        steps = zip(pairwise([*channels, shape.channels]), sizes[1:], gains, strict=True)
+        steps = zip(
+            pairwise([*channels, shape.channels]), sizes[1:], gains, strict=True
+        )
         self.stages = nn.ModuleList(
             Enlargement(a, b, size, generators, gain=g) for (a, b), size, g in steps
         )

@@ -8,8 +8,8 @@ al. 2016). A vertical stack v sees the rows above, a horizontal one h the row it
     g([a, b]) = tanh(a) sigmoid(b),  out = O [h_L, m_L(z)],
 
 U, W and O being 1 x 1 convolutions. Kernels are cut to what they may see: K_l to the
-rows up to this one, k_l to the columns up to this one. With v_0 the image moved down by a
-row and h_0 the image moved right by a pixel, nothing sees the pixel it predicts or a
+rows up to this one, k_l to the columns up to this one. With v_0 the image moved down by
+a row and h_0 the image moved right by a pixel, nothing sees the pixel it predicts or a
 later one, which is what masks A and then B do; the maps m_l(z) are not moved, so that
 the first pixels depend on z as all others do.
 
@@ -63,9 +63,9 @@ class PixelCNN(Specification):
 
     Notes
     -----
-    Channels of one pixel are independent given z and the pixels before it. The published
-    programs join layers by 1 x 1 convolutions where an identity stands here, and their
-    first layer cannot show z to the first pixel.
+    Channels of one pixel are independent given z and the pixels before it. The
+    published programs join layers by 1 x 1 convolutions where an identity stands here,
+    and mask z as they mask x, so that without skips the first pixel does not see it.
 
     Sampling takes as many passes through the decoder as there are pixels. Without a
     draw, as in `inverse_transform`, each pixel is replaced by its mean given z and the
@@ -86,8 +86,8 @@ class PixelCNN(Specification):
     >>> from skvae.networks import PixelCNN
     >>> X = (load_digits().data[:100] > 8).astype("float32")
     >>> decoder = PixelCNN(n_layers=2, n_channels=4, skip=True)
-    >>> vae = SkipVAE(2, decoder=decoder, likelihood="bernoulli", max_iter=2)
-    >>> vae.fit_transform(X).shape
+    >>> vae = SkipVAE(2, decoder=decoder, likelihood="bernoulli", random_state=0)
+    >>> vae.partial_fit(X).transform(X).shape
     (100, 2)
     >>> vae.sample(3, random_state=0).shape
     (3, 64)
