@@ -26,13 +26,15 @@ from skvae import (
     MixtureVAE,
     SkipVAE,
     all_estimators,
+    iFlow,
     iVAE,
 )
 from skvae import load as load_file
 from skvae import save as save_file_of
+from skvae.inference import Lagging, SemiAmortized
 from skvae.likelihoods import Gaussian, NegativeBinomial
 from skvae.networks import MLP, Anchored, Brenier, Skip
-from skvae.objectives import ELBO
+from skvae.objectives import ELBO, CovariateInformed, TotalCorrelation
 from skvae.persistence import FORMAT_VERSION
 from skvae.priors import ConditionalGaussian, GaussianMixture
 
@@ -116,6 +118,11 @@ CASES = {
     "IdentifiableVAE": (IdentifiableVAE(2, **TINY), real, None),
     "IdentifiableVAE with u": (IdentifiableVAE(2, **TINY), real, STRINGS),
     "mixture": (IdentifiableVAE(2, prior=GaussianMixture(4), **TINY), real, None),
+    "iFlow": (iFlow(depth=2, max_iter=2, n_init=2, random_state=0), real, INTEGERS),
+    "refined": (VAE(2, inference=SemiAmortized(n_steps=2), **TINY), real, None),
+    "lagging": (VAE(2, inference=Lagging(max_inner_steps=2), **TINY), real, None),
+    "total correlation": (VAE(2, objective=TotalCorrelation(), **TINY), real, None),
+    "without u": (iVAE(2, objective=CovariateInformed(), **TINY), real, STRINGS),
     "MixtureVAE": (MixtureVAE(2, n_mixtures=3, **TINY), real, None),
     "LIDMVAE": (LIDMVAE(2, n_mixtures=3, weights="learned", **TINY), real, None),
     "enumerated": (

@@ -407,6 +407,16 @@ def test_the_seed_decides_and_copies_answer_alike(estimator, X, tmp_path):
     assert np.abs(changed.transform(X) - fitted.transform(X)).max() > 1e-4
 
 
+@pytest.mark.parametrize("inference", ["amortized", "semi_amortized"])
+def test_devices_train_and_answer(estimator, X, device, inference):
+    estimator.set_params(device=device, inference=inference, **DROPPING)
+    fitted = estimator.fit(X)
+    mean, drawn = fitted.transform(X), fitted.sample(3, random_state=0)
+    on_cpu = pickle.loads(pickle.dumps(fitted)).set_params(device="cpu")
+    np.testing.assert_allclose(on_cpu.transform(X), mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(on_cpu.sample(3, random_state=0), drawn)
+
+
 def test_partial_fit_goes_on_after_pickling(estimator, X):
     estimator.set_params(n_tokens=12, **DROPPING)
     kept = clone(estimator).partial_fit(X[:30])
