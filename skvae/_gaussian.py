@@ -29,10 +29,27 @@ def require_gaussian(q, who: str) -> None:
         )
 
 
+class _StandardNormalKL(torch.autograd.Function):
+    """KL(N(loc, exp(log_scale)^2) || N(0, 1)) of every coordinate."""
+
+    @staticmethod
+    def forward(ctx, loc, log_scale):
+        ctx.save_for_backward(loc, log_scale)
+        moments = torch.addcmul(torch.expm1(2.0 * log_scale), loc, loc)
+        return torch.sub(0.5 * moments, log_scale)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        loc, log_scale = ctx.saved_tensors
+        by_log_scale = gradient * torch.expm1(2.0 * log_scale)
+        by_loc = (gradient * loc).sum_to_size(loc.shape)
+        return by_loc, by_log_scale.sum_to_size(log_scale.shape)
+
+
 def _marginal_kl(q, other: DiagonalGaussian | None) -> Tensor:
     """KL of every coordinate's marginal; `other` None is the standard normal."""
     if other is None:
-        return 0.5 * (exp(2.0 * q.log_scale) + q.loc.square() - 1.0) - q.log_scale
+        return _StandardNormalKL.apply(q.loc, q.log_scale)
     precision = exp(-2.0 * other.log_scale)
     second_moment = exp(2.0 * q.log_scale) + (q.loc - other.loc).square()
     return 0.5 * (second_moment * precision - 1.0) + other.log_scale - q.log_scale

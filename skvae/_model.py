@@ -13,6 +13,8 @@ from skvae._gaussian import DiagonalGaussian
 
 # Numbers in the largest layer of a chunk of rows, outside training.
 ACTIVATIONS = 1 << 22
+# Numbers of the data that the frame is measured from at a time.
+MEASURED = 1 << 16
 
 
 class Frame(nn.Module):
@@ -40,6 +42,8 @@ class Frame(nn.Module):
         """Measure weighted means and the root mean variance, a chunk at a time."""
         if getattr(likelihood, "symbolic", False):
             return
+        # In double precision several times over, and best within the cache.
+        rows = max(1, min(rows, MEASURED // x.shape[1]))
         total = weight.double().sum()
         sums = [0.0, 0.0, 0.0]
         for chunk, w in zip(x.split(rows), weight.split(rows), strict=True):
@@ -109,6 +113,12 @@ class LatentVariableModel(nn.Module):
         self.frame = frame
         self.n_latents, self.n_replicas = n_latents, n_replicas
 
+    @property
+    def replayable(self) -> bool:
+        """Whether all parts do the same operations for every batch of a shape."""
+        parts = self.encoder, self.decoder, self.prior, self.likelihood
+        return all(getattr(part, "replayable", False) for part in parts)
+
     def posterior(self, x: Tensor, u: Tensor | None = None) -> DiagonalGaussian:
         """q(z|x), or q(z|x,u), shape ``(R, B, d)``."""
         features = (self.likelihood.features(x) - self.frame.centre) / self.frame.scale
@@ -167,7 +177,8 @@ class LatentVariableModel(nn.Module):
         """
         parts = self.encoder, self.decoder
         largest = max(getattr(part, "n_activations", 0) for part in parts)
-        return max(1, min(limit, ACTIVATIONS // largest)) if largest else limit
+        largest = max(largest, len(self.frame.centre))
+        return max(1, min(limit, ACTIVATIONS // largest))
 
     def log_joint(self, x: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:
         """Log p(x|z) + log p(z|u) in nats, shape ``(R, B)``."""

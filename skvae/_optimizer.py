@@ -25,18 +25,22 @@ OPTIONS = {
 # A gradient longer than this many times the recent average is shortened to it.
 CLIP_RATIO = 5.0
 CLIP_MEMORY = 0.98
+TINY = 1e-30
 
 # What a later `resume` needs.
 STATE = ("first", "second", "count", "typical_norm")
 
 
 def _clipping(norms: Tensor, typical: Tensor) -> tuple[Tensor, Tensor]:
-    """Divisors that clip gradients of these norms, and the new typical norms."""
+    """Divisors that clip gradients of these norms, and the new typical norms.
+
+    A norm that is not finite counts as zero: nothing helps such a step.
+    """
+    norms = norms.nan_to_num(0.0, 0.0, 0.0)
     known = torch.where(typical > 0, typical, norms)
-    divisor = (norms / (CLIP_RATIO * known)).clamp_min(1.0)
-    moved = CLIP_MEMORY * known + (1.0 - CLIP_MEMORY) * norms / divisor
-    divisor = torch.where(torch.isfinite(divisor), divisor, torch.ones_like(divisor))
-    return divisor, torch.where(torch.isfinite(moved), moved, known)
+    bound = (CLIP_RATIO * known).clamp_min(TINY)
+    divisor = (norms / bound).clamp_min(1.0)
+    return divisor, torch.lerp(known, norms / divisor, 1.0 - CLIP_MEMORY)
 
 
 class FlatAdam:
@@ -66,6 +70,36 @@ class FlatAdam:
         self.count = torch.zeros((), device=like.device)
         self.typical_norm = like.new_zeros(n_replicas)
         self.norm_sum = like.new_zeros(n_replicas)
+        self.rates: list[float] = []
+        self.groups: list[tuple[slice, Tensor]] = []
+        self.share = None
+
+    def combine(self) -> None:
+        """Add up the gradients of the processes that share a batch."""
+        if self.share is not None:
+            self.share.combine(self.gradients)
+
+    def use(self, rates: Sequence[float]) -> None:
+        """Set the learning rates, one per replica.
+
+        They stand in tensors that stay, one for each group of replicas that steps at
+        once, so that a recorded step finds them.
+        """
+        if self.rates == list(rates):
+            return
+        distinct = [rates[0]] if len(set(rates)) == 1 else rates
+        if len(distinct) != len(self.groups):
+            size = len(rates) // len(distinct)
+            # The kernel for the CPU computes with doubles, that for CUDA with floats.
+            on_cpu = self.values.device.type == "cpu"
+            dtype = torch.float64 if on_cpu else torch.float32
+            self.groups = [
+                (slice(start, start + size), self.values.new_empty((), dtype=dtype))
+                for start in range(0, len(rates), size)
+            ]
+        for (_, rate), value in zip(self.groups, distinct, strict=True):
+            rate.fill_(value)
+        self.rates = list(rates)
 
     def differentiate(self, loss: Tensor, parameters=None) -> None:
         """Put the gradient of a scalar into `gradients`.
@@ -84,31 +118,35 @@ class FlatAdam:
 
     def step(self, rates: Sequence[float]) -> None:
         """One update with one learning rate per replica."""
+        self.combine()
+        self.use(rates)
         norms = torch.linalg.vector_norm(self.gradients, dim=1)
         self.norm_sum += norms
-        divisor, self.typical_norm = _clipping(norms, self.typical_norm)
+        divisor, typical = _clipping(norms, self.typical_norm)
+        self.typical_norm.copy_(typical)
+        scale = None
         if len(rates) > 1:
             self.gradients.div_(divisor.unsqueeze(1))
-            scale = None
         else:
             scale = divisor.squeeze(0)
         self.count += 1
-        if len(set(rates)) == 1:
-            groups = [(slice(None), rates[0])]
-        else:
-            groups = [(slice(r, r + 1), rate) for r, rate in enumerate(rates)]
-        for rows, rate in groups:
+        for rows, rate in self.groups:
             torch._fused_adam_(
                 [self.values[rows]],
                 [self.gradients[rows]],
                 [self.first[rows]],
                 [self.second[rows]],
                 [],
-                [self.count.clone()],
+                [self.count],
                 lr=rate,
                 grad_scale=scale,
                 **OPTIONS,
             )
+
+    def tensors(self) -> list[Tensor]:
+        """What a step changes."""
+        names = "values", "gradients", "norm_sum", *STATE
+        return [getattr(self, name) for name in names]
 
     def restore(self, replica: int, values: Tensor) -> None:
         """Put back one replica's parameters and forget its momentum."""
@@ -140,16 +178,16 @@ class GroupedAdam(FlatAdam):
 
     def __init__(self, model: nn.Module, n_replicas: int, groups):
         super().__init__(model, n_replicas)
-        self.groups = [list(group) for group in groups]
-        listed = [id(p) for group in self.groups for p in group]
+        self.parts = [list(group) for group in groups]
+        listed = [id(p) for group in self.parts for p in group]
         if listed != [id(p) for p in self.parameters]:
             raise ValueError("The groups must be all parameters, in their order.")
-        sizes = [sum(p.numel() for p in g) // n_replicas for g in self.groups]
+        sizes = [sum(p.numel() for p in g) // n_replicas for g in self.parts]
         self.columns = [
             slice(end - size, end)
             for size, end in zip(sizes, accumulate(sizes), strict=True)
         ]
-        shape = n_replicas, len(self.groups)
+        shape = n_replicas, len(self.parts)
         self.count = torch.zeros(shape, device=self.values.device)
         self.typical_norm = self.values.new_zeros(shape)
 
@@ -159,7 +197,8 @@ class GroupedAdam(FlatAdam):
         The norms of what is updated are added to `norm_sum` if `record`.
         """
         if chosen is None:
-            chosen = [[True] * len(self.groups)] * len(rates)
+            chosen = [[True] * len(self.parts)] * len(rates)
+        self.combine()
         pieces = [self.gradients[:, columns] for columns in self.columns]
         norms = torch.stack(
             [torch.linalg.vector_norm(piece, dim=1) for piece in pieces], dim=1

@@ -46,8 +46,12 @@ def streams(seeds: Sequence[Seeds], device: torch.device | str) -> Streams:
 
 
 def permutations(generators: Sequence[Generator], n: int) -> Tensor:
-    """One permutation of n rows per replica, shape ``(R, n)``."""
-    return torch.stack([torch.randperm(n, generator=g) for g in generators])
+    """One permutation of n rows per replica, shape ``(R, n)``, as short integers."""
+    dtype = torch.int32 if n < 2**31 else torch.int64
+    order = torch.empty(len(generators), n, dtype=dtype)
+    for row, g in zip(order, generators, strict=True):
+        torch.randperm(n, generator=g, out=row)
+    return order
 
 
 def standard_normal(

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from skvae._distributed import ALONE, Ranks, Share, ranks
 from skvae._optimizer import FlatAdam
 from skvae._random import (
     Seeds,
@@ -24,6 +25,7 @@ from skvae._random import (
     standard_normal,
     streams,
 )
+from skvae._replay import ReplayedStep
 
 # Normal draws made at a time, so that memory does not grow with the data.
 NOISE_BLOCK = 1 << 18
@@ -50,6 +52,7 @@ class Data(NamedTuple):
 
     Replicas may read different rows: then the tensors are `n_blocks` data sets of n
     rows, one after the other, and `block`, ``(R,)``, is the one of each replica.
+    With `rows`, ``(n,)``, the data are these rows of the tensors, which stay whole.
     """
 
     x: Tensor
@@ -57,20 +60,38 @@ class Data(NamedTuple):
     weight: Tensor
     block: Tensor | None = None
     n_blocks: int = 1
+    rows: Tensor | None = None
 
     @property
     def n_rows(self) -> int:
         """Number of rows that a replica reads."""
+        if self.rows is not None:
+            return len(self.rows)
         return self.x.shape[0] // self.n_blocks
 
     def take(self, tensor: Tensor, rows) -> Tensor:
-        """These rows of one of the tensors, ``(1 or R, rows, ...)``."""
+        """A copy of these rows of one of the tensors, ``(1 or R, rows, ...)``."""
+        if self.rows is not None:
+            chosen = tensor.index_select(0, self.rows[rows]).unsqueeze(0)
+            return chosen.to(self.weight.dtype)
         blocks = tensor.view(self.n_blocks, -1, *tensor.shape[1:])[:, rows]
         chosen = blocks if self.block is None else blocks[self.block]
-        return chosen.to(self.weight.dtype)
+        # Never a view: the tensors may be the caller's own read-only memory.
+        return chosen.to(self.weight.dtype, copy=True)
+
+    def gathered(self) -> Data:
+        """The same rows as tensors of their own."""
+        if self.rows is None:
+            return self
+        pieces = (self.x, self.u, self.weight)
+        return Data(
+            *(None if t is None else t.index_select(0, self.rows) for t in pieces)
+        )
 
     def total_weight(self) -> Tensor:
         """Sum of the weights, of each replica ``(R,)`` where they differ."""
+        if self.rows is not None:
+            return self.weight.index_select(0, self.rows).sum()
         if self.block is None:
             return self.weight.sum()
         return self.weight.view(self.n_blocks, -1).sum(1)[self.block]
@@ -80,12 +101,14 @@ class Batch(NamedTuple):
     """Rows of one step: x ``(R, B, p)``, u, weight ``(R, B)`` and noise.
 
     The noise has shape ``(R, B, d)``, or ``(R, B, k, d)`` for an objective of k draws.
+    Where processes share the work, the rows are those of this one's `share`.
     """
 
     x: Tensor
     u: Tensor | None
     weight: Tensor
     noise: Tensor
+    share: Share | None = None
 
 
 @dataclass
@@ -145,7 +168,7 @@ class State:
         self.base_rates = [settings.learning_rate] * model.n_replicas
         self.progress = settings.progress or 0.0
         self.memory: dict[str, Tensor] = {}
-        self.data = self.evaluation = self.draws = self.seeds = None
+        self.data = self.evaluation = self.draws = self.seeds = self.share = None
 
     def rates(self) -> list[float]:
         factor = self.settings.schedule(self.progress)
@@ -153,8 +176,11 @@ class State:
 
     def noise(self, n_rows: int, n_draws: int) -> Tensor:
         """Fresh standard normal draws for a batch, shape ``(R, B, n_draws, d)``."""
+        if self.share is not None:
+            n_rows = self.share.n_rows
         shape = n_rows, n_draws, self.model.n_latents
-        return standard_normal(self.draws.noise, *shape, dtype=self.data.weight.dtype)
+        noise = standard_normal(self.draws.noise, *shape, dtype=self.data.weight.dtype)
+        return noise if self.share is None else noise[:, self.share.rows]
 
     def random_batch(self, active: list[bool]) -> Batch:
         """Random rows, each at most once; the streams of idle replicas stand still."""
@@ -178,10 +204,17 @@ def noise_shape(n_rows: int, n_latents: int, n_draws: int) -> tuple[int, ...]:
     return (n_rows, n_latents) if n_draws == 1 else (n_rows, n_draws, n_latents)
 
 
-def cut(data: Data, rows: Tensor, noise: Tensor) -> Batch:
+def cut(data: Data, rows: Tensor, noise: Tensor, processes: Ranks = ALONE) -> Batch:
     """The batch of the row numbers ``(R, B)``, in the dtype of the weights."""
     if data.block is not None:
         rows = rows + (data.block * data.n_rows).unsqueeze(1)
+    if data.rows is not None:
+        rows = data.rows.index_select(0, rows.reshape(-1)).view(rows.shape)
+    share = None
+    if processes.size > 1:
+        weight = data.weight.index_select(0, rows.reshape(-1)).view(rows.shape)
+        share = processes.share(weight)
+        rows, noise = rows[:, share.rows], noise[:, share.rows]
     flat = rows.reshape(-1)
 
     def take(tensor):
@@ -190,7 +223,7 @@ def cut(data: Data, rows: Tensor, noise: Tensor) -> Batch:
         chosen = tensor.index_select(0, flat).to(data.weight.dtype)
         return chosen.view(rows.shape[0], -1, *tensor.shape[1:])
 
-    return Batch(take(data.x), take(data.u), take(data.weight), noise)
+    return Batch(take(data.x), take(data.u), take(data.weight), noise, share)
 
 
 def by_length(order: Tensor, lengths: Tensor, batch_size: int, shuffle) -> Tensor:
@@ -202,7 +235,7 @@ def by_length(order: Tensor, lengths: Tensor, batch_size: int, shuffle) -> Tenso
     together = []
     for rows, stream in zip(order, shuffle, strict=True):
         full, rest = rows.split([n_batches * batch_size, len(rows) % batch_size])
-        ranked = full[torch.argsort(lengths[full], stable=True)]
+        ranked = full[torch.argsort(lengths.index_select(0, full), stable=True)]
         mixed = torch.randperm(n_batches, generator=stream)
         together.append(torch.cat([ranked.view(-1, batch_size)[mixed].flatten(), rest]))
     return torch.stack(together)
@@ -215,6 +248,7 @@ def batches(
     n_latents: int,
     n_draws: int = 1,
     lengths: Tensor | None = None,
+    processes: Ranks = ALONE,
 ):
     """Shuffled batches of one epoch; each replica in its own order."""
     n = data.n_rows
@@ -230,7 +264,7 @@ def batches(
         noise = standard_normal(draws.noise, *shape, dtype=dtype)
         for offset in range(0, size, batch_size):
             rows = order[:, start + offset : min(start + offset + batch_size, n)]
-            yield cut(data, rows, noise[:, offset : offset + batch_size])
+            yield cut(data, rows, noise[:, offset : offset + batch_size], processes)
 
 
 def chunks(data: Data, rows: int = EVALUATION_ROWS):
@@ -242,20 +276,37 @@ def chunks(data: Data, rows: int = EVALUATION_ROWS):
         yield data.take(data.x, part), u, weight[0] if data.block is None else weight
 
 
+def row_lengths(model, data: Data) -> Tensor | None:
+    """Lengths of the rows where the model knows any, ``(n,)`` on the CPU."""
+    if not hasattr(model, "lengths"):
+        return None
+    found = []
+    for x, _, _ in chunks(data):
+        found.append(model.lengths(x[0]))
+        if found[0] is None:
+            return None
+    return torch.cat(found).cpu()
+
+
 @torch.no_grad()
-def bound(model, inference, data: Data, seeds: list[Seeds]) -> Tensor:
+def bound(
+    model, inference, data: Data, seeds: list[Seeds], processes: Ranks = ALONE
+) -> Tensor:
     """Weighted mean ELBO at beta 1 in nats per row, ``(R,)``, with fixed noise."""
     device, dtype = data.x.device, data.weight.dtype
     noise_streams = [generator(seed.noise, device) for seed in seeds]
     total = torch.zeros(model.n_replicas, dtype=dtype, device=device)
-    for x, u, weight in chunks(data, model.rows_at_once(EVALUATION_ROWS)):
-        q = inference.posterior(model, x, u)
+    pieces = chunks(data, model.rows_at_once(EVALUATION_ROWS))
+    for number, (x, u, weight) in enumerate(pieces):
         noise = standard_normal(noise_streams, x.shape[1], model.n_latents, dtype=dtype)
+        if not processes.owns(number):
+            continue
+        q = inference.posterior(model, x, u)
         z = q.sample(noise)
         log_likelihood = model.expected_log_likelihood(x, q, z)
         rows = log_likelihood - model.prior.kl(q, z, u)
         total += (rows * weight).sum(-1)
-    return total / data.total_weight()
+    return processes.sum(total) / data.total_weight()
 
 
 class Training:
@@ -268,11 +319,14 @@ class Training:
         device = data.x.device
         self.draws = draws if draws is not None else streams(seeds, device)
         self.optimizer = inference.optimizer(model)
-        lengths = model.lengths(data.x) if hasattr(model, "lengths") else None
-        self.lengths = None if lengths is None else lengths.cpu()
+        self.ranks = ranks()
+        self.ranks.start(self)
+        self.lengths = row_lengths(model, data)
         self.state = state = State(model, objective, self.optimizer, settings)
         state.data = state.evaluation = data
         state.draws, state.seeds = self.draws, seeds
+        n_batches = math.ceil(data.n_rows / settings.batch_size)
+        self.step = ReplayedStep(inference, state, n_batches * settings.max_epochs)
         self.history = History(model.n_replicas)
         n_replicas = model.n_replicas
         self.history.rollbacks = [[] for _ in range(n_replicas)]
@@ -316,13 +370,16 @@ class Training:
         sums = []
         self.optimizer.norm_sum.zero_()
         sizes = settings.batch_size, self.model.n_latents, self.objective.n_draws
-        for k, batch in enumerate(batches(self.data, self.draws, *sizes, self.lengths)):
+        parts = batches(self.data, self.draws, *sizes, self.lengths, self.ranks)
+        for k, batch in enumerate(parts):
             if settings.progress is None:
                 state.progress = (number + k / n_batches) / settings.max_epochs
-            terms = self.inference.step(state, batch)
+            share = state.share = self.optimizer.share = batch.share
+            terms = self.step(batch)
             with torch.no_grad():
-                sums.append((torch.stack(terms) * batch.weight).sum(-1))
-        totals = torch.stack(sums)
+                total = (torch.stack(terms) * batch.weight).sum(-1)
+                sums.append(total if share is None else share.of(total))
+        totals = self.ranks.sum(torch.stack(sums))
         means = (totals.sum(0) / self.data.total_weight()).tolist()
         finite = (
             torch.isfinite(totals).all(0).all(0)
@@ -374,7 +431,9 @@ class Training:
 
     def watch(self, number: int, validation: Data) -> list[float]:
         """Record the held-out bound, keep the best weights, count the waiting."""
-        values = bound(self.model, self.inference, validation, self.seeds).tolist()
+        values = bound(
+            self.model, self.inference, validation, self.seeds, self.ranks
+        ).tolist()
         if not self.objective.is_final(self.state.progress):
             return values
         patience = self.settings.patience
@@ -423,7 +482,8 @@ def train(
             raise error
         run.history.stopped_by_patience = run.out_of_patience()
         run.history.epochs.append(row)
-        if end_epoch(row) or run.history.stopped_by_patience:
+        stop = run.ranks.any(end_epoch(row), data.x.device)
+        if stop or run.history.stopped_by_patience:
             break
     run.optimizer.values.copy_(run.final_values())
     run.history.optimizer_state = {**run.optimizer.state(), **run.memory()}

@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+# Elements looked at together, so that checks take no memory of the size of X.
+BLOCK = 1 << 18
 
 
 def check_X(estimator, X, *, reset):
@@ -52,10 +54,10 @@ def check_finite(estimator, X):
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(X.sum()):
             return
-    bad = ~np.isfinite(X)
-    if not bad.any():
+    place = first_where(X, lambda rows: ~np.isfinite(rows))
+    if place is None:
         return
-    row, column = _first(bad)
+    row, column = place
     value, remedy = "infinity", "Clip such values or drop their rows."
     if np.isnan(X[row, column]):
         value, remedy = "NaN", "Impute it (SimpleImputer) or drop such rows."
@@ -81,19 +83,34 @@ def column_name(estimator, column):
     return f"column {column}" + ("" if names is None else f" ({names[column]!r})")
 
 
-def _first(mask):
-    row, column = np.argwhere(mask)[0]
-    return int(row), int(column)
+def blocks(X):
+    """Consecutive rows of X a few at a time, with the number of the first one."""
+    size = max(1, BLOCK // max(1, X.shape[1]))
+    for start in range(0, X.shape[0], size):
+        yield start, X[start : start + size]
+
+
+def first_where(X, is_bad):
+    """Row and column of the first entry for which `is_bad` holds, or None.
+
+    `is_bad` takes some rows of X and gives booleans of their shape.
+    """
+    for start, rows in blocks(X):
+        bad = is_bad(rows)
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            return start + int(row), int(column)
+    return None
 
 
 def check_domain(estimator, X, domain, likelihood):
     """Raise ValueError naming value, row, column and remedy for X outside `domain`."""
-    outside, message = _real(X)
-    if outside is None:
-        outside, message = DOMAINS[domain](X)
-    if outside is None:
+    place, message = _real(X)
+    if place is None:
+        place, message = DOMAINS[domain](X)
+    if place is None:
         return
-    row, column = _first(outside)
+    row, column = place
     raise ValueError(
         message.format(
             value=X[row, column],
@@ -107,7 +124,7 @@ def check_domain(estimator, X, domain, likelihood):
 def _real(X):
     if X.dtype == np.uint8 or max(X.max(), -X.min()) < LARGEST_FLOAT32:
         return None, ""
-    return np.abs(X) >= LARGEST_FLOAT32, (
+    return first_where(X, lambda rows: np.abs(rows) >= LARGEST_FLOAT32), (
         "X passed to {name} holds {value} in {where}, too large for the single "
         "precision that networks are trained in. Scale X, for example with "
         "StandardScaler."
@@ -117,14 +134,14 @@ def _real(X):
 def _unit_interval(X):
     low, high = X.min(), X.max()
     if low < 0:
-        return X < 0, (
+        return first_where(X, lambda rows: rows < 0), (
             "Negative values in data passed to {name}: likelihood={likelihood} needs "
             "values in [0, 1], and {where} is {value}. Scale X with "
             "MinMaxScaler(clip=True), or use likelihood='gaussian'."
         )
     # Scalers overshoot 1 by rounding.
     if high > 1 + 1e-6:
-        return X > 1 + 1e-6, (
+        return first_where(X, lambda rows: rows > 1 + 1e-6), (
             "X passed to {name} holds {value} in {where}, but "
             "likelihood={likelihood} needs values in [0, 1]. Scale X with "
             "MinMaxScaler(clip=True) (grey levels: divide by 255), or use "
@@ -134,20 +151,19 @@ def _unit_interval(X):
 
 
 def _count(X):
+    if X.dtype == np.uint8:
+        return None, ""
     if X.min() < 0:
-        return X < 0, (
+        return first_where(X, lambda rows: rows < 0), (
             "Negative values in data passed to {name}: likelihood={likelihood} needs "
             "counts 0, 1, 2, ..., and {where} is {value}. Use likelihood='gaussian' "
             "for real features."
         )
-    fractional = np.floor(X) != X
-    if fractional.any():
-        return fractional, (
-            "X passed to {name} holds {value} in {where}, but "
-            "likelihood={likelihood} needs counts 0, 1, 2, .... Pass the raw counts "
-            "without scaling, or use likelihood='gaussian'."
-        )
-    return None, ""
+    return first_where(X, lambda rows: np.floor(rows) != rows), (
+        "X passed to {name} holds {value} in {where}, but "
+        "likelihood={likelihood} needs counts 0, 1, 2, .... Pass the raw counts "
+        "without scaling, or use likelihood='gaussian'."
+    )
 
 
 DOMAINS = {"real": _real, "unit interval": _unit_interval, "count": _count}
@@ -155,9 +171,14 @@ DOMAINS = {"real": _real, "unit interval": _unit_interval, "count": _count}
 
 def constant_columns(X):
     """Numbers of the columns that hold one value only, in single precision."""
-    if X.dtype == np.float64:
-        X = X.astype(np.float32)
-    return np.flatnonzero((X[0] == X).all(axis=0))
+    dtype = np.uint8 if X.dtype == np.uint8 else np.float32
+    first = X[0].astype(dtype)
+    constant = np.ones(X.shape[1], dtype=bool)
+    for _, rows in blocks(X):
+        constant &= (rows.astype(dtype, copy=False) == first).all(axis=0)
+        if not constant.any():
+            break
+    return np.flatnonzero(constant)
 
 
 def check_constant_columns(estimator, X):
@@ -187,7 +208,8 @@ def check_sample_weight(sample_weight, X):
     of them are zero.
     """
     if sample_weight is None:
-        return np.ones(X.shape[0])
+        # One number, repeated without being stored.
+        return np.broadcast_to(1.0, X.shape[:1])
     sample_weight = check_array(
         sample_weight,
         ensure_2d=False,

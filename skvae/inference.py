@@ -40,6 +40,12 @@ class Amortized(Specification):
     stackable = True
     """Whether its replicas may belong to different fits."""
 
+    coupling: str | None = None
+    """Why the rows of a batch cannot be shared between processes, if they cannot."""
+
+    replayable = True
+    """Whether its steps are the same operations for every batch of a shape."""
+
     def build(self):
         """A procedure has no parts of its own: it is what trains."""
         self._validate_params()
@@ -299,6 +305,10 @@ class Lagging(Amortized):
     >>> VAE(inference=Lagging(max_inner_steps=20))
     VAE(inference=Lagging(max_inner_steps=20))
     """
+
+    replayable = False
+
+    coupling = "Lagging inference decides by the loss of whole batches"
 
     _parameter_constraints: dict = {
         "max_inner_steps": [Interval(Integral, 1, None, closed="left")],

@@ -23,6 +23,8 @@ from skvae._validation import Interval, StrOptions
 class _LikelihoodModule(nn.Module):
     """What the built likelihoods share."""
 
+    replayable = True
+
     scales_with_data = False
 
     def n_outputs(self, n_features: int) -> int:
@@ -80,6 +82,33 @@ class Gaussian(Specification):
         return FixedGaussian(float(self.noise))
 
 
+class _GaussianLogProb(torch.autograd.Function):
+    """Row sums of the Gaussian log-density, with a short backward.
+
+    The backward consists of differentiable operations on the inputs, so that it can
+    itself be differentiated.
+    """
+
+    @staticmethod
+    def forward(ctx, x, out, log_scale):
+        ctx.save_for_backward(x, out, log_scale)
+        n_features = out.shape[-1]
+        squares = ((x - out) * torch.exp(-log_scale)).square().sum(-1)
+        log_scales = log_scale.sum(-1) * (n_features / log_scale.shape[-1])
+        return -0.5 * squares - (log_scales + 0.5 * n_features * LOG_TWO_PI)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, out, log_scale = ctx.saved_tensors
+        gradient = gradient.unsqueeze(-1)
+        difference = x - out
+        by_out = difference * torch.exp(-2.0 * log_scale) * gradient
+        by_log_scale = None
+        if ctx.needs_input_grad[2]:
+            by_log_scale = (by_out * difference - gradient).sum_to_size(log_scale.shape)
+        return None, by_out.sum_to_size(out.shape), by_log_scale
+
+
 class _GaussianModule(_LikelihoodModule):
     scales_with_data = True
 
@@ -90,16 +119,7 @@ class _GaussianModule(_LikelihoodModule):
         return out
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
-        log_scale = self.log_scale()
-        if log_scale.shape[-1] == 1:
-            squares = (x - out).square().sum(-1)
-            log_scale = log_scale.squeeze(-1)
-            return -0.5 * squares * torch.exp(-2.0 * log_scale) - x.shape[-1] * (
-                log_scale + 0.5 * LOG_TWO_PI
-            )
-        squares = ((x - out) * torch.exp(-log_scale)).square()
-        constant = (log_scale + 0.5 * LOG_TWO_PI).sum(-1)
-        return -0.5 * squares.sum(-1) - constant
+        return _GaussianLogProb.apply(x, out, self.log_scale())
 
     def sample(self, out: Tensor, generator: Generator) -> Tensor:
         noise = torch.randn(out.shape, generator=generator, dtype=out.dtype)

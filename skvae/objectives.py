@@ -34,6 +34,9 @@ class _Annealed:
     n_draws = 1
     """Draws of z per row and step."""
 
+    coupling: str | None = None
+    """Why the rows of a batch cannot be shared between processes, if they cannot."""
+
     weighting = "beta", "warm_up"
     """What decides :meth:`weight` and nothing else."""
 
@@ -108,6 +111,8 @@ class WeightedELBO(_Annealed):
     def __init__(self, beta: float, warm_up: float, free_bits: float):
         super().__init__(beta, warm_up)
         self.free_bits = free_bits
+        if free_bits:
+            self.coupling = "free_bits judges the mean KL of a whole batch"
 
     def terms(
         self, model, x: Tensor, u: Tensor | None, q: DiagonalGaussian, noise, progress
@@ -241,6 +246,8 @@ class TotalCorrelation(Specification):
 
 class DecomposedELBO(_Annealed):
     """The built :class:`TotalCorrelation`."""
+
+    coupling = "TotalCorrelation estimates q(z) from a whole batch"
 
     def __init__(self, beta: float, warm_up: float, weights, aggregate, n_rows: int):
         super().__init__(beta, warm_up)

@@ -51,6 +51,8 @@ class StandardNormal(Specification):
 class StandardNormalPrior(nn.Module):
     """p(z) = N(0, I)."""
 
+    replayable = True
+
     needs_u = False
     factorial = True
 
@@ -214,6 +216,8 @@ class ConditionalGaussianPrior(nn.Module):
     The mixture is kept as `grid` ``(1, C, m)``, values of u, with log frequencies.
     """
 
+    replayable = True
+
     needs_u = True
     factorial = True
 
@@ -369,6 +373,8 @@ class GaussianMixture(Specification):
 
 class GaussianMixturePrior(nn.Module):
     """p(z) = sum_c w_c N(z; m_c, s_c^2)."""
+
+    replayable = True
 
     needs_u = False
     factorial = False

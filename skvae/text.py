@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from itertools import chain
 from numbers import Integral
 
@@ -20,6 +21,25 @@ from skvae._validation import Interval, StrOptions, check_is_fitted
 __all__ = ["Tokenizer"]
 
 N_SPECIAL = END + 1
+
+
+def check_documents(X):
+    """Raise an error with its remedy unless X is an iterable in one dimension."""
+    if isinstance(X, str):
+        raise ValueError(
+            "Tokenizer expects an iterable of documents, and a single string was "
+            f"passed: {X[:40]!r}. Put it into a list."
+        )
+    if not isinstance(X, Iterable):
+        raise TypeError(
+            f"Tokenizer expects an iterable of documents. Got {X!r}, of type "
+            f"{type(X).__name__}; pass a list of texts."
+        )
+    if getattr(X, "ndim", 1) != 1:
+        raise ValueError(
+            f"Tokenizer expects documents in 1 dimension. Got {X.ndim}; pass one "
+            "column of text."
+        )
 
 
 class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -150,7 +170,8 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         if not kept:
             raise ValueError(
                 f"No word of the {len(documents)} documents occurs at least min_count="
-                f"{self.min_count} times. Lower min_count."
+                f"{self.min_count} times, so every document would be empty. Lower "
+                "min_count."
             )
         self.vocabulary_ = {word: n for n, word in enumerate(kept, start=N_SPECIAL)}
         self.tokens_ = np.array(["", self.unknown_token, "", *kept])
@@ -197,8 +218,9 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         if not known.all():
             row, column = np.argwhere(~known)[0]
             raise ValueError(
-                f"Row {row} holds {X[row, column]}, but this tokenizer has the token "
-                f"numbers 0 to {n_tokens - 1}."
+                f"Row {row} holds {X[row, column]} in column {column}, but this "
+                f"tokenizer has the token numbers 0 to {n_tokens - 1}. Pass what a "
+                "model trained on its matrices gave."
             )
         documents = []
         for row in X.astype(np.int64):
@@ -210,25 +232,33 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     def _unknown(self):
         return self.unknown_token.lower() if self.lowercase else self.unknown_token
 
+    def _pattern(self):
+        """The compiled `token_pattern`; ValueError where it is none."""
+        try:
+            pattern = re.compile(self.token_pattern)
+        except re.error as error:
+            raise ValueError(
+                f"token_pattern={self.token_pattern!r} is no regular expression: "
+                f"{error}."
+            ) from error
+        if pattern.fullmatch(""):
+            raise ValueError(
+                f"token_pattern={self.token_pattern!r} matches the empty text, which "
+                "is no token. Ask for one character at least, with + in place of *."
+            )
+        return pattern
+
     def _split(self, X):
-        """The tokens of each document; ValueError naming one that has none."""
-        if isinstance(X, str):
-            raise ValueError(
-                "Tokenizer expects an iterable of documents, and a single string was "
-                "passed. Put it into a list."
-            )
-        if getattr(X, "ndim", 1) != 1:
-            raise ValueError(
-                f"Tokenizer expects documents in 1 dimension. Got {X.ndim}; pass one "
-                "column of text."
-            )
-        pattern = re.compile(self.token_pattern)
+        """The tokens of each document; an error naming one that has none."""
+        check_documents(X)
+        pattern = self._pattern()
         documents = []
         for row, text in enumerate(X):
             if not isinstance(text, str):
                 raise ValueError(
                     f"Tokenizer expects documents of type str, and number {row} is "
-                    f"{text!r}. Replace missing values first."
+                    f"{text!r}, of type {type(text).__name__}. Replace missing values, "
+                    "decode bytes, and join lists of words by spaces."
                 )
             text = text.lower() if self.lowercase else text
             documents.append([match.group() for match in pattern.finditer(text)])
@@ -238,7 +268,7 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                     "documents."
                 )
         if not documents:
-            raise ValueError("Tokenizer got no documents.")
+            raise ValueError("Tokenizer got no documents. Pass one at least.")
         return documents
 
     def _numbers(self, documents):

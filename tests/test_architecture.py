@@ -43,14 +43,16 @@ LAYERS = {
     "posteriors": 1,
     "priors": 1,
     "_collapse": 0,
+    "_distributed": 0,
     "_gaussian": 0,
     "_optimizer": 0,
     "_random": 0,
+    "_replay": 0,
     "_spec": 0,
     "_tokens": 0,
     "_validation": 0,
 }
-BESIDE = {"metrics", "datasets", "text"}
+BESIDE = {"metrics", "datasets", "probes", "text"}
 # Arrays only, so that what stands above torch can share it with what knows no torch.
 WITHOUT_TORCH = {"_collapse", "_tokens", "_validation"}
 FAMILIES = {

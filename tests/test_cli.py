@@ -19,13 +19,16 @@ from scipy.special import logsumexp
 from sklearn.datasets import load_digits, load_iris
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import skvae
-from skvae.cli import main
-from skvae.cli._data import choose_likelihood
+from skvae.cli import _figures, _page, main
+from skvae.cli._data import Prepared, choose_likelihood
+from skvae.cli._methods import Result
 from skvae.cli._terminal import plain_table, print_table
+from skvae.probes import mlp_probe
 
 ROOT = Path(__file__).parents[1]
 ESTIMATORS = [cls.__name__ for cls in skvae.all_estimators()]
@@ -372,6 +375,88 @@ def test_page_shows_numbers_pictures_and_origin(compared):
     assert all(line in words for line in out.splitlines() if line.startswith("Of 3"))
 
 
+def test_rows_of_images_are_shown_as_images(tmp_path):
+    """Six by five pixels, of which no square can be guessed."""
+    X, y = load_digits(return_X_y=True)
+    images = X.reshape(-1, 8, 8)[:80, 1:7, 2:7] / 16
+    np.savez(tmp_path / "images.npz", X=images, y=y[:80])
+    page = tmp_path / "page.html"
+    argv = ["--data", tmp_path / "images.npz", "--methods", "VAE,LIDMVAE", *SMALL]
+    ran("compare", *argv, "-o", page)
+    parsed = Page(page.read_text("utf-8"))
+    words = " ".join(parsed.text)
+    assert "Held-out images and their reconstructions" in words
+    assert "New images" in words
+    alternatives = [a["aria-label"] for _, a in parsed.tags if a.get("role") == "img"]
+    assert "New images, a row for each of VAE, LIDMVAE." in alternatives
+
+
+def test_new_images_are_draws_of_the_models(unit, parameters):
+    vae = skvae.VAE(**parameters).fit(unit["X_train"])
+    data = Prepared(
+        "d", unit["X_train"], unit["X_test"], None, None, "bernoulli", (8, 8)
+    )
+    result = Result("VAE", estimator=vae)
+    drawn = vae.sample(12, random_state=3)
+    expected = _figures.labelled_images({"VAE": drawn}, data, "samples")
+    assert _figures.sample_picture([result], data, 3) == expected
+    assert _figures.sample_picture([result], data, 4) != expected
+
+
+# compare: t-SNE
+
+
+def clusters(n=90):
+    """Three far clusters in five dimensions, and their numbers."""
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % 3
+    centres = 20 * np.eye(5)[:3]
+    return centres[y] + rng.standard_normal((n, 5)), y
+
+
+def test_embedded_rows_keep_their_neighbours():
+    Z, y = clusters()
+    plane = _figures.embedded(Z, 0)
+    assert plane.shape == (90, 2)
+    nearest = KNeighborsClassifier(2).fit(plane, y).kneighbors(plane)[1][:, 1]
+    np.testing.assert_array_equal(y[nearest], y)
+    np.testing.assert_array_equal(_figures.embedded(Z, 0), plane)
+    # Collapsed latents vary in nothing; few rows have few neighbours.
+    assert np.isfinite(_figures.embedded(np.zeros((20, 3)), 0)).all()
+    assert np.isfinite(_figures.embedded(Z[:4], 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("k", "labelled", "by_tsne"), [(3, True, True), (3, False, False), (2, True, False)]
+)
+def test_latents_are_embedded_where_a_plane_is_not_all(k, labelled, by_tsne):
+    Z, y = clusters()
+    data = Prepared("d", Z, Z, y, y if labelled else None, "gaussian")
+    result = Result("VAE", Z_test=Z[:, :k], n_components=k)
+    raw = Result("raw X", Z_test=Z[:, :k])
+    assert _figures.is_embedded([raw, result], data) is by_tsne
+    shown = [r.name for r, _ in _figures.scatter_pictures([raw, result], data, 0)]
+    assert shown == (["raw X", "VAE"] if by_tsne else ["VAE"])
+    text = _page.scatter_section([raw, result], data, 0)
+    assert ("Distances between clusters" in text) is by_tsne
+    assert ("plane of components 0 and 1" in text) is not by_tsne
+
+
+def test_the_network_is_probed_where_asked(folder, arrays, monkeypatch):
+    monkeypatch.setattr(
+        "skvae.cli._methods.mlp_probe", lambda **options: mlp_probe((16,), **options)
+    )
+    argv = ["--no-page", "--methods", "VAE", *SMALL]
+    out, _ = ran("compare", "--data", folder / "digits.npz", "--probe", "mlp", *argv)
+    X, X_test = arrays["X_train"] / 255, arrays["X_test"] / 255
+    pca = PCA(3, random_state=0).fit(X)
+    probe = mlp_probe((16,), early_stopping=True, random_state=0)
+    score = probe.fit(pca.transform(X), arrays["y_train"]).score(
+        pca.transform(X_test), arrays["y_test"]
+    )
+    assert read_table(out)["PCA"]["MLP"] == f"{100 * score:.1f}%"
+
+
 def test_page_of_a_table_names_its_features(folder, tmp_path):
     page = tmp_path / "page.html"
     argv = ["--data", folder / "iris.parquet", "--target", "kind", *SMALL]
@@ -605,14 +690,17 @@ def test_module_runs_as_a_program():
 
 MISTAKES = [
     (["compare", "--data", "nothing.csv"], "There is no file nothing.csv"),
-    (["compare", "--data", "data.txt"], "unknown kind of file"),
+    (["compare", "--data", "data.dat"], "unknown kind of file"),
+    (["forecast", "data.txt"], "Text is for `skvae compare`"),
     (["compare", "--methods", "SkpVAE"], "Did you mean 'SkipVAE'?"),
     (["compare", "--likelihood", "bernouli"], "Did you mean 'bernoulli'?"),
     (["compare", "--n-components", "0"], "invalid positive integer value: '0'"),
     (["compare", "--colour", "red"], "unrecognized arguments: --colour"),
     (["compare", "--set", "bta=1"], "Did you mean 'beta'?"),
     (["compare", "--set", "beta"], "not of the form name=value"),
-    (["compare", "--image-shape", "3,3"], "does not make 64 features"),
+    (["compare", "--image-shape", "3,3"], "makes 9 pixels and does not make 64"),
+    (["compare", "--probe", "forest"], "invalid choice: 'forest'"),
+    (["compare", "--set", "merge=sum", "--methods", "VAE"], "no parameter 'merge'"),
     (["compare", "-o", "no/such/page.html"], "There is no folder"),
     (["compare", "--data", "iris.csv", "--target", "knd"], "Did you mean 'kind'?"),
     (["compare", "--data", "iris.csv"], "Column 'kind' of iris.csv is not numeric"),
@@ -645,7 +733,8 @@ def mistaken(folder):
     frame.to_csv(folder / "gaps.csv", index=False)
     (folder / "broken.npz").write_bytes(b"PK\x03\x04 not an archive")
     np.savez(folder / "odd.npz", first=np.eye(3), second=np.eye(3))
-    (folder / "data.txt").write_text("1 2 3")
+    for name in ("data.dat", "data.txt"):
+        (folder / name).write_text("1 2 3")
     return folder
 
 

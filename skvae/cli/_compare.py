@@ -7,16 +7,16 @@ import shlex
 import sys
 import time
 
-import skvae
 from skvae.cli._columns import cells, columns
 from skvae.cli._data import Prepared, prepare
-from skvae.cli._files import check_writable, replaced
+from skvae.cli._documents import prepare_documents
+from skvae.cli._files import check_writable, is_text, replaced
 from skvae.cli._methods import (
     COLORS,
-    baselines,
     chosen_estimators,
     common_parameters,
-    fit_baseline,
+    compared_estimators,
+    fit_baselines,
     fit_estimator,
 )
 from skvae.cli._parameters import parameters_from
@@ -29,13 +29,16 @@ def run_compare(arguments):
     page = None if arguments.no_page else arguments.output
     if page is not None:
         check_writable(page)
-    classes = chosen_estimators(arguments.methods)
+    documents = is_text(arguments.data)
+    known = compared_estimators(documents)
+    classes = chosen_estimators(arguments.methods, known)
     started = time.perf_counter()
-    data = prepare(arguments)
+    data = prepare_documents(arguments) if documents else prepare(arguments)
     models = make_estimators(classes, arguments, data)
     for note in [describe(data), *data.notes]:
         say(note)
-    results = fit_all(models, arguments, data)
+    colors = dict(zip(known, COLORS, strict=False))
+    results = fit_all(models, colors, arguments, data)
     if not any(result.is_model for result in results):
         failures = {r.name: r.failure for r in results if r.failure}
         raise ValueError(f"No estimator could be fitted. {failures}")
@@ -50,9 +53,12 @@ def run_compare(arguments):
 
 def describe(data: Prepared):
     """One line about the data."""
+    what = f"{data.X.shape[1]} features"
+    if data.texts is not None:
+        what = f"{(data.X > 0).sum() / len(data.X):.1f} tokens each in training"
     return (
         f"{data.title}: {len(data.X):,} training and {len(data.X_test):,} held-out "
-        f"rows, {data.X.shape[1]} features."
+        f"{data.unit}s, {what}."
     )
 
 
@@ -70,7 +76,7 @@ def make_estimators(classes, arguments, data: Prepared):
                 "auxiliary variable."
             )
             continue
-        more = parameters_from(cls, arguments.set, lenient=len(classes) > 1)
+        more = parameters_from(cls, arguments.set, among=classes)
         names = cls().get_params(deep=False)
         shared = {name: value for name, value in given.items() if name in names}
         estimators.append(cls(**{**shared, **more}))
@@ -79,21 +85,18 @@ def make_estimators(classes, arguments, data: Prepared):
     return estimators
 
 
-def fit_all(models, arguments, data: Prepared):
+def fit_all(models, colors, arguments, data: Prepared):
     """Baselines first, then the estimators, in the order of the documentation."""
     progress = Progress()
-    results = []
-    for name, transformer in baselines(data, arguments.n_components):
-        results.append(fit_baseline(name, transformer, data))
-    order = [cls.__name__ for cls in skvae.all_estimators()]
+    results = fit_baselines(data, arguments.n_components, arguments.probe)
     for model in models:
-        color = COLORS[order.index(type(model).__name__) % len(COLORS)]
         result = fit_estimator(
             model,
             data,
-            color,
+            colors[type(model)],
             with_labels=not arguments.without_labels and data.labelled,
             callbacks=progress.callbacks(),
+            probe=arguments.probe,
         )
         progress.finished(result)
         results.append(result)

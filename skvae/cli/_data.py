@@ -19,11 +19,21 @@ TEST_FRACTION = 0.25
 MAX_CLASSES = 50
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The documents behind token matrices, and what turns one into the other."""
+
+    tokenizer: object
+    train: list
+    test: list
+
+
 @dataclass
 class Prepared:
     """What every method of a comparison gets.
 
-    `notes` say what was chosen and why; `names` are those of the features.
+    `notes` say what was chosen and why; `names` are those of the features. Where
+    `texts` are given, X holds their tokens.
     """
 
     title: str
@@ -35,6 +45,7 @@ class Prepared:
     image_shape: tuple | None = None
     names: list | None = None
     notes: list = field(default_factory=list)
+    texts: Texts | None = None
 
     @property
     def labelled(self):
@@ -60,6 +71,15 @@ class Prepared:
         if self.classes:
             return np.unique(self.y, return_inverse=True)[1]
         return self.y.astype(float)
+
+    @property
+    def unit(self):
+        """What a row of X is called."""
+        return "row" if self.texts is None else "document"
+
+    def n_tokens(self, rows):
+        """Tokens of held-out documents, their ends included; None for tables."""
+        return None if self.texts is None else int((self.X_test[rows] > 0).sum())
 
     @property
     def comparable_density(self):
@@ -136,7 +156,7 @@ def as_array(X, path):
     return X, names
 
 
-def _labels(y, path):
+def labels(y, path):
     """Labels as one column without gaps."""
     if y is None:
         return None
@@ -159,7 +179,12 @@ def _digits():
     return (X / 16).astype(np.float32), y
 
 
-def _cut(X, y, rows, rng):
+def rows_of_both(rows):
+    """Rows to draw for so many training rows and those held out beside them."""
+    return int(rows / (1 - TEST_FRACTION))
+
+
+def cut(X, y, rows, rng):
     """At most `rows` random rows."""
     if len(X) <= rows:
         return X, y
@@ -167,7 +192,7 @@ def _cut(X, y, rows, rng):
     return X[kept], None if y is None else y[kept]
 
 
-def _split(X, y, rng):
+def split(X, y, rng):
     """Training and held-out rows with equal shares of the classes where possible."""
     if len(X) < 4:
         raise ValueError(f"{len(X)} rows are too few to hold some out.")
@@ -195,7 +220,7 @@ def _source(arguments):
     X_test = None
     if table.X_test is not None:
         X_test, _ = as_array(table.X_test, arguments.data)
-    y, y_test = (_labels(y, arguments.data) for y in (table.y, table.y_test))
+    y, y_test = (labels(y, arguments.data) for y in (table.y, table.y_test))
     arrays = X, y, X_test, y_test
     return arrays, table.image_shape, Path(arguments.data).name, names, []
 
@@ -244,22 +269,24 @@ def prepare(arguments):
     (X, y, X_test, y_test), image_shape, title, names, notes = _source(arguments)
     if arguments.image_shape is not None:
         image_shape = arguments.image_shape
-        if image_shape[0] * image_shape[1] != X.shape[1]:
+        height, width = image_shape
+        if height * width != X.shape[1]:
             raise ValueError(
-                f"--image-shape {image_shape[0]},{image_shape[1]} does not make "
-                f"{X.shape[1]} features."
+                f"--image-shape {height},{width} makes {height * width} pixels and "
+                f"does not make {X.shape[1]} features. Give the height and width of "
+                "the images that the rows were made from."
             )
     rng = np.random.RandomState(arguments.seed)
     rows = arguments.rows or (QUICK_ROWS if arguments.quick else ROWS)
     if X_test is None:
-        cut = int(rows / (1 - TEST_FRACTION))
-        if len(X) > cut:
-            notes.append(f"{cut:,} of {len(X):,} rows were drawn (--rows {rows}).")
-        X, X_test, y, y_test = _split(*_cut(X, y, cut, rng), rng)
+        both = rows_of_both(rows)
+        if len(X) > both:
+            notes.append(f"{both:,} of {len(X):,} rows were drawn (--rows {rows}).")
+        X, X_test, y, y_test = split(*cut(X, y, both, rng), rng)
     elif len(X) > rows:
         notes.append(f"{rows:,} of {len(X):,} training rows were drawn (--rows).")
-        X, y = _cut(X, y, rows, rng)
-    X_test, y_test = _cut(X_test, y_test, TEST_ROWS, rng)
+        X, y = cut(X, y, rows, rng)
+    X_test, y_test = cut(X_test, y_test, TEST_ROWS, rng)
     if arguments.likelihood is None:
         likelihood, reason = choose_likelihood(X, image_shape)
         reason += "; --likelihood overrides"

@@ -10,6 +10,7 @@ import io
 import re
 
 import numpy as np
+from sklearn.manifold import TSNE
 
 from skvae.displays import (
     KLDisplay,
@@ -36,7 +37,7 @@ STYLE = {
 }
 MAX_TRAVERSED = 10
 MAX_NAMES = 40
-POINTS = 1000
+POINTS, EMBEDDED = 1000, 500
 
 
 def drawn(draw, *, size, name, tight=False):
@@ -66,10 +67,11 @@ def svg(figure, **options):
 
 
 def kl_pictures(models, forecast):
-    """KL per component with the forecast, one picture per model."""
-    top = 1.08 * max(max(m.estimator.kl_per_component_.max() for m in models), 1e-3)
-    finite = forecast.kl[np.isfinite(forecast.kl)]
-    top = max(top, 1.08 * finite.max()) if len(finite) else top
+    """KL per component with the forecast if there is one, one picture per model."""
+    foretold = None if forecast is None else forecast.kl
+    shown = [m.estimator.kl_per_component_ for m in models]
+    shown += [] if foretold is None else [foretold[np.isfinite(foretold)]]
+    top = 1.08 * max(np.concatenate(shown).max(), 1e-3)
 
     def draw_for(model):
         def draw(ax):
@@ -77,7 +79,7 @@ def kl_pictures(models, forecast):
             display = KLDisplay(
                 estimator.kl_per_component_,
                 active=estimator.active_components_,
-                forecast=forecast.kl,
+                forecast=foretold,
                 name=model.name,
             )
             colors = [model.color if a else "#9aa3ab66" for a in display.active]
@@ -92,7 +94,7 @@ def kl_pictures(models, forecast):
     ]
 
 
-def curve_picture(models):
+def curve_picture(models, unit):
     """The bound of every model by epoch, without the plunge at the start."""
 
     def draw(ax):
@@ -107,25 +109,54 @@ def curve_picture(models):
             highest.append(curve.max())
         margin = 0.05 * (max(highest) - min(lowest)) or 1.0
         ax.set_ylim(min(lowest) - margin, max(highest) + margin)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_ylabel(f"nats per {unit}")
 
     return drawn(draw, size=(10.4, 4.0), name="curves")
 
 
-def scatter_pictures(results, data):
-    """The first two latents of held-out rows, one picture per method."""
-    rows = np.unique(np.linspace(0, len(data.X_test) - 1, POINTS).astype(int))
+def is_embedded(results, data):
+    """Whether t-SNE draws the latents: there are labels, and more than two latents."""
+    return data.y_test is not None and max(r.Z_test.shape[1] for r in results) > 2
+
+
+def embedded(Z, seed):
+    """Rows of Z in the plane, by t-SNE with its usual settings."""
+    # Where nothing varies there is no principal plane to start from.
+    varies = Z.shape[1] > 1 and bool(np.ptp(Z, axis=0).any())
+    return TSNE(
+        perplexity=min(30, (len(Z) - 1) / 3),
+        init="pca" if varies else "random",
+        random_state=seed,
+    ).fit_transform(np.asarray(Z, dtype=np.float32))
+
+
+def scatter_pictures(results, data, seed):
+    """Held-out rows in the latent space, one picture per method.
+
+    The first two latents, or all of them by t-SNE where :func:`is_embedded`.
+    """
+    by_tsne = is_embedded(results, data)
+    n = EMBEDDED if by_tsne else POINTS
+    rows = np.unique(np.linspace(0, len(data.X_test) - 1, n).astype(int))
     y = None if data.y_test is None else data.y_test[rows]
     pictures = []
     for result in results:
-        if not result.n_components or result.n_components < 2:
+        # X itself has no first two latents, but can be embedded.
+        if result.Z_test.shape[1] < 2 or not (by_tsne or result.n_components):
             continue
+        Z = result.Z_test[rows]
+        Z = embedded(Z, seed) if by_tsne else Z[:, :2]
 
-        def draw(ax, result=result):
-            display = LatentScatterDisplay(result.Z_test[rows, :2], y, name=result.name)
+        def draw(ax, result=result, Z=Z):
             options = {"s": 9, "rasterized": True}
             if y is None:
                 options["color"] = result.color
+            display = LatentScatterDisplay(Z, y, name=result.name)
             display.plot(ax, legend=False, scatter_kw=options)
+            if by_tsne:
+                # The units of t-SNE mean nothing.
+                ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
 
         pictures.append((result, drawn(draw, size=(2.9, 2.7), name=f"z{result.name}")))
     return pictures
@@ -179,24 +210,34 @@ def traversal_pictures(models, data):
 
 def reconstruction_picture(results, data, n_images=12):
     """Held-out images and what each method makes of them."""
-    height, width = data.image_shape
     rows = np.unique(np.linspace(0, len(data.X_test) - 1, n_images).astype(int))
-    labels, images = ["original"], [data.X_test[rows]]
+    images = {"original": data.X_test[rows]}
     for result in results:
         inverse = getattr(result.estimator, "inverse_transform", None)
         if inverse is not None and result.Z_test is not None:
-            labels.append(result.name)
-            images.append(inverse(result.Z_test[rows]))
+            images[result.name] = inverse(result.Z_test[rows])
+    return labelled_images(images, data, "reconstructions")
+
+
+def sample_picture(models, data, seed, n_images=12):
+    """New images, each method's in a row."""
+    images = {m.name: m.estimator.sample(n_images, random_state=seed) for m in models}
+    return labelled_images(images, data, "samples")
+
+
+def labelled_images(images, data, name):
+    """Rows of images, one for each name, in the grey levels of held-out ones."""
+    height, width = data.image_shape
     limits = data.X_test.min(), data.X_test.max()
-    tiles = np.clip(np.stack(images), *limits)
+    tiles = np.clip(np.stack(list(images.values())), *limits)
 
     def draw(ax):
         options = {"vmin": limits[0], "vmax": limits[1]}
         display = LatentTraversalDisplay(tiles, image_shape=(height, width))
         display.plot(ax, im_kw=options)
-        ax.set_yticks(ax.get_yticks(), labels)
+        ax.set_yticks(ax.get_yticks(), list(images))
         ax.set_ylabel("")
         ax.set_xlabel("")
 
-    size = (10.4, 0.2 + 9.2 / n_images * len(labels) * height / width)
-    return drawn(draw, size=size, name="reconstructions", tight=True)
+    size = (10.4, 0.2 + 9.2 / tiles.shape[1] * len(tiles) * height / width)
+    return drawn(draw, size=size, name=name, tight=True)

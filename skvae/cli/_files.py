@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gzip
 import math
 import os
 import zipfile
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+TEXT = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
 # Grids smaller than this are tables whose number of columns happens to be a square.
 SMALLEST_IMAGE = 49
 
@@ -139,6 +141,8 @@ def guess_image_shape(X):
     """Height and width of square images, or None."""
     if X.ndim == 3:
         return X.shape[1:]
+    if X.ndim == 4 and X.shape[-1] == 1:
+        return X.shape[1:3]
     n_features = X.shape[1] if X.ndim == 2 else 0
     side = math.isqrt(n_features)
     return (side, side) if SMALLEST_IMAGE <= side**2 == n_features else None
@@ -148,9 +152,9 @@ def _read(name, target=None, u=None):
     """Table of a file as it is stored."""
     path = Path(name)
     if path.suffix not in READERS:
-        raise ValueError(
-            f"{path}: unknown kind of file. Data come as {', '.join(READERS)}."
-        )
+        kinds = ", ".join(READERS)
+        texts = " Text is for `skvae compare`." if is_text(name) else ""
+        raise ValueError(f"{path}: unknown kind of file. Data come as {kinds}.{texts}")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
@@ -176,6 +180,39 @@ def read_table(name, target=None, u=None):
         X_test=_flat(table.X_test),
         image_shape=guess_image_shape(table.X),
     )
+
+
+def is_text(name):
+    """Whether a file holds one document a line, by its name."""
+    return name is not None and str(name).lower().endswith(TEXT)
+
+
+def read_documents(name):
+    """The lines of a text file, and what stands before their tabs, or None.
+
+    Labels are there if each line that is not blank has a tab.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            lines = [line.rstrip("\n\r") for line in file]
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    written = [number for number, line in enumerate(lines) if line.strip()]
+    bare = [number for number in written if "\t" not in lines[number]]
+    if written and not bare:
+        parts = [lines[number].split("\t", 1) for number in written]
+        return [text for _, text in parts], [label.strip() for label, _ in parts]
+    if ".tsv" in path.suffixes:
+        where = f"line {bare[0] + 1} has no tab" if bare else "there is no line"
+        raise ValueError(
+            f"{path} must hold label, tab, text in every line, and {where}. Name a "
+            "file without labels .txt."
+        )
+    return lines, None
 
 
 def check_writable(name):

@@ -8,11 +8,32 @@ import platform
 from html import escape
 
 import skvae
-from skvae.cli import _figures
+from skvae.cli import _figures, _page_text
 from skvae.cli._columns import cells, columns
+from skvae.cli._data import domain_of
 from skvae.cli._style import STYLE
-from skvae.cli._words import collapse_warnings, notes_on, summary
+from skvae.cli._words import collapse_warnings, counted, notes_on, summary
 
+CAVEATS = {
+    "active": "The threshold is a variance of 0.01, so an active latent may still "
+    "carry next to nothing: read the KL beside it.",
+    "log p(x)": "A lower bound in expectation, from about 100 draws a row on up to 500 "
+    "rows. For grey levels under a Bernoulli likelihood it is a cross-entropy and no "
+    "density. Linear baselines have one only where the likelihood is Gaussian.",
+    "NLL": "An upper bound in expectation, from 20 draws a document on up to 500 "
+    "documents. Words that are not known count as one, so that other vocabularies "
+    "give other numbers.",
+    "KL": "More is not better: it is what the latents cost. A mutual information far "
+    "below it is paid for nothing.",
+    "MI": "Estimated from the standard deviations of the posteriors; correlations "
+    "within a posterior are left out.",
+    "slope": "In units of X, of logits, or of the log-probabilities of a token, per "
+    "unit of latent. A positive number proves that no two codes decode to the same "
+    "thing.",
+    "probe": "Logistic regression on standardised latents, fitted on training rows and "
+    "scored on held-out ones. Standardising blows up latents that have collapsed: a "
+    "probe may read what the decoder ignores.",
+}
 LIBRARIES = ("torch", "scikit-learn", "numpy", "scipy", "matplotlib")
 
 
@@ -78,17 +99,22 @@ def notes(data, results):
 
 
 def forecast_section(models, forecast):
+    def words(kl):
+        return ", ".join(f"{nats:.2f}" for nats in kl)
+
+    foretold = "" if forecast is None else f"; the forecast was {words(forecast.kl)}"
     pictures = [
         picture(
             svg,
             f"{model.name}: KL per component after training is "
-            + ", ".join(f"{kl:.2f}" for kl in model.estimator.kl_per_component_)
-            + " nats; the forecast was "
-            + ", ".join(f"{kl:.2f}" for kl in forecast.kl)
-            + ".",
+            f"{words(model.estimator.kl_per_component_)} nats{foretold}.",
         )
         for model, svg in _figures.kl_pictures(models, forecast)
     ]
+    title, lead = "Which latents live", "Bars: KL of each latent after training, "
+    lead += "largest first; pale bars are inactive."
+    if forecast is None:
+        return section(title, grid(pictures, "medium"), lead=lead)
     kind = (
         "Computed from the covariance of X alone with learned noise; exact if the "
         "decoder were linear."
@@ -98,49 +124,63 @@ def forecast_section(models, forecast):
         "decoder is linear."
     )
     return section(
-        "Which latents live: forecast and fact",
+        f"{title}: forecast and fact",
         grid(pictures, "medium"),
-        lead="Bars: KL of each latent after training, largest first; pale bars are "
-        f"inactive. Dots: the forecast made before training. {kind} Models trained "
+        lead=f"{lead} Dots: the forecast made before training. {kind} Models trained "
         "with labels measure their KL from p(z|u), which leaves out what the label "
         "tells.",
     )
 
 
-def curve_section(models):
+def curve_section(models, data):
     last = ", ".join(f"{m.name} {-m.estimator.loss_curve_[-1]:.2f}" for m in models)
-    alt = f"Training curves in nats per row; the last values are {last}."
+    alt = f"Training curves in nats per {data.unit}; the last values are {last}."
+    lead = (
+        "Objective by epoch, higher is better; the first tenth is cut off where it "
+        "leaves the frame. A curve that still rises at the end wants more epochs "
+        "(--max-iter)."
+    )
+    if any(m.with_labels for m in models):
+        lead += " Models trained with labels bound log p(x|u) here, which lies above "
+        lead += "the others' log p(x)."
     return section(
         "Training",
-        wide(picture(_figures.curve_picture(models), alt)),
-        lead="Objective by epoch, higher is better; the first tenth is cut off where "
-        "it leaves the frame. A curve that still rises at the end wants more epochs "
-        "(--max-iter). Models trained with labels bound log p(x|u) here, which lies "
-        "above the others' log p(x).",
+        wide(picture(_figures.curve_picture(models, data.unit), alt)),
+        lead=lead,
     )
 
 
-def scatter_section(results, data):
+def scatter_section(results, data, seed):
+    by_tsne = _figures.is_embedded(results, data)
+    where = "all latents, by t-SNE" if by_tsne else "the plane of components 0 and 1"
+    pictures = [
+        picture(svg, f"{r.name}: held-out {data.unit}s in {where}.")
+        for r, svg in _figures.scatter_pictures(results, data, seed)
+    ]
+    if not pictures:
+        return ""
     legend = "".join(
         f'<span><i style="background:{color}"></i>{escape(name)}</span>'
         for name, color in _figures.legend_of(data)
     )
-    pictures = [
-        picture(svg, f"{r.name}: held-out rows in the plane of components 0 and 1.")
-        for r, svg in _figures.scatter_pictures(results, data)
-    ]
-    if not pictures:
-        return ""
+    lead = (
+        "Neighbours in the latent space stay neighbours. Distances between clusters, "
+        "their sizes and their densities tell nothing, and latents that have collapsed "
+        "are blown up to clumps of the same size: read the table beside it."
+        if by_tsne
+        else "Components are ordered by KL (by variance for the baselines). Two of "
+        "them show a part of the picture; the probes in the table use all."
+    )
+    kind = "all latents, by t-SNE" if by_tsne else "the first two latents"
     return section(
-        "Held-out rows in the first two latents",
+        f"Held-out {data.unit}s in {kind}",
         f'<p class="legend">{legend}</p>' if legend else "",
         grid(pictures, "small"),
-        lead="Components are ordered by KL (by variance for PCA). Two of them show a "
-        "part of the picture; the probes in the table use all.",
+        lead=lead,
     )
 
 
-def traversal_section(results, models, data):
+def traversal_section(models, data):
     are_images = data.image_shape is not None
     what = "changes of the features" if not are_images else "decoded images"
     pictures = [
@@ -151,22 +191,66 @@ def traversal_section(results, models, data):
         )
         for model, svg in _figures.traversal_pictures(models, data)
     ]
-    content = [grid(pictures, "medium")]
-    if are_images:
-        alt = "First row: held-out images. Below, what each method decodes from its "
-        alt += f"{models[0].n_components} numbers per image."
-        images = _figures.reconstruction_picture(results, data)
-        content.insert(0, wide(picture(images, alt)))
     lead = (
-        "Above, held-out images and their reconstructions. Below, each row moves one "
-        "component two standard deviations to either side; a row in which nothing "
-        "changes is a latent that the decoder ignores."
+        "Each row moves one component two standard deviations to either side; a row in "
+        "which nothing changes is a latent that the decoder ignores."
         if are_images
         else "How far each feature moves, in the units of the model, when one "
         "component goes from two standard deviations below its mean to two above. A "
         "blank column is a latent that the decoder ignores."
     )
-    return section("What the latents mean to the decoder", *content, lead=lead)
+    title = "What the latents mean to the decoder"
+    return section(title, grid(pictures, "medium"), lead=lead)
+
+
+def image_sections(results, models, data, seed):
+    """Reconstructions and draws; nothing where rows are no images."""
+    if data.image_shape is None:
+        return ""
+    alt = "First row: held-out images. Below, what each method decodes from its "
+    alt += f"{models[0].n_components} numbers per image."
+    rebuilt = wide(picture(_figures.reconstruction_picture(results, data), alt))
+    alt = "New images, a row for each of " + ", ".join(m.name for m in models) + "."
+    drawn = wide(picture(_figures.sample_picture(models, data, seed), alt))
+    pixels = (
+        "Each pixel is drawn from its likelihood, so that a grey level shows as the "
+        "share of white specks."
+        if domain_of(data.likelihood) == "unit interval"
+        else "Each pixel is drawn from its likelihood, noise included."
+    )
+    return section(
+        "Held-out images and their reconstructions",
+        rebuilt,
+        lead="The mean of x that each method decodes from an image's latents.",
+    ) + section("New images", drawn, lead=f"Draws from the prior, decoded. {pixels}")
+
+
+def document_sections(models, data, seed):
+    """Documents rebuilt, drawn, and on the way from one to another."""
+    (first, last), line = _page_text.between(data, models)
+    return "".join(
+        [
+            section(
+                "Held-out documents and their reconstructions",
+                _page_text.rebuilt(data, models),
+                lead="What each decoder writes for the latents of a document, the "
+                "likeliest token after those before it. A model whose latents have "
+                "collapsed writes the same for all.",
+            ),
+            section(
+                "New documents",
+                _page_text.drawn(data, models, seed),
+                lead="Latents drawn from the prior, then token after token, with the "
+                "same random numbers for all.",
+            ),
+            section(
+                "From one document to another",
+                line,
+                lead=f"Decoded at equal steps on the straight line between the latents "
+                f"of \u201c{first}\u201d and \u201c{last}\u201d.",
+            ),
+        ]
+    )
 
 
 def reading_section(data, results):
@@ -175,25 +259,9 @@ def reading_section(data, results):
         (column.header, f"{column.meaning[0].upper()}{column.meaning[1:]}.")
         for column in columns(data, results)
     ]
-    more = {
-        "active": "The threshold is a variance of 0.01, so an active latent may still "
-        "carry next to nothing: read the KL beside it.",
-        "log p(x)": "A lower bound in expectation, from about 100 draws a row on up to "
-        "500 rows. For grey levels under a Bernoulli likelihood it is a cross-entropy "
-        "and no density. Linear baselines have one only where the likelihood is "
-        "Gaussian.",
-        "KL": "More is not better: it is what the latents cost. A mutual information "
-        "far below it is paid for nothing.",
-        "MI": "Estimated from the standard deviations of the posteriors; correlations "
-        "within a posterior are left out.",
-        "slope": "In units of X or of logits per unit of latent. A positive number "
-        "proves that no two codes decode to the same thing.",
-        "probe": "Logistic regression on standardised latents, fitted on training rows "
-        "and scored on held-out ones.",
-    }
     items = "".join(
         f"<dt>{escape(header)}</dt>"
-        f"<dd>{escape(text)} {escape(more.get(header.split(' (')[0], ''))}</dd>"
+        f"<dd>{escape(text)} {escape(CAVEATS.get(header.split(' (')[0], ''))}</dd>"
         for header, text in terms
     )
     closing = (
@@ -203,21 +271,32 @@ def reading_section(data, results):
     return section("How to read this", f"<dl>{items}</dl>", paragraphs([closing]))
 
 
+def content(data):
+    """What a row or a document is made of, and its likelihood."""
+    if data.texts is None:
+        return f"{data.X.shape[1]} features, {data.likelihood} likelihood"
+    words = len(data.texts.tokenizer.vocabulary_)
+    return f"up to {data.X.shape[1]} tokens each, {words:,} words"
+
+
 def origin(data, command, arguments, seconds, models):
     """Everything needed to make the page again."""
     found = [f"skvae {skvae.__version__}", f"Python {platform.python_version()}"]
     found += [f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES]
     shared = models[0].estimator
+    settings = {
+        name: shared.get_params()[name]
+        for name in ("width", "depth", "embedding_size", "dropout", "beta", "n_init")
+        if name in shared.get_params()
+    }
     facts = [
         ("command", command),
-        ("rows", f"{len(data.X):,} training, {len(data.X_test):,} held out"),
-        ("features", str(data.X.shape[1])),
-        ("likelihood", data.likelihood),
+        (f"{data.unit}s", f"{len(data.X):,} training, {len(data.X_test):,} held out"),
+        ("content", content(data)),
         (
             "training",
-            f"{shared.n_iter_} epochs, batches of {shared.batch_size}, width "
-            f"{shared.width}, depth {shared.depth}, beta {shared.beta:g}, restarts "
-            f"{shared.n_init}",
+            f"{shared.n_iter_} epochs, batches of {shared.batch_size}, "
+            + ", ".join(f"{name} {value:g}" for name, value in settings.items()),
         ),
         ("seed", str(arguments.seed)),
         ("time", f"{seconds:.0f} s in all, on {datetime.date.today():%d %B %Y}"),
@@ -235,11 +314,16 @@ def origin(data, command, arguments, seconds, models):
 def page(data, results, forecast, *, command, arguments, seconds):
     """The whole page as text."""
     models = [result for result in results if result.is_model]
-    k = models[0].n_components
+    k, unit, seed = models[0].n_components, data.unit, arguments.seed
     subtitle = (
-        f"{len(models)} estimators with {k} latents, {len(data.X):,} training rows, "
-        f"{len(data.X_test):,} held-out rows, {data.X.shape[1]} features, "
-        f"{data.likelihood} likelihood"
+        f"{counted(len(models), 'estimator')} with {counted(k, 'latent')}, "
+        f"{len(data.X):,} training {unit}s, {len(data.X_test):,} held-out {unit}s, "
+        f"{content(data)}"
+    )
+    meaning = (
+        traversal_section(models, data) + image_sections(results, models, data, seed)
+        if data.texts is None
+        else document_sections(models, data, seed)
     )
     body = [
         f"<header><h1>Latents of {escape(data.title)}, compared</h1>",
@@ -247,9 +331,9 @@ def page(data, results, forecast, *, command, arguments, seconds):
         f'<p class="summary">{escape(" ".join(summary(data, results, forecast)))}</p>',
         section("The numbers", table(data, results), notes(data, results)),
         forecast_section(models, forecast),
-        curve_section(models),
-        scatter_section([r for r in results if r.Z_test is not None], data),
-        traversal_section(results, models, data),
+        curve_section(models, data),
+        scatter_section([r for r in results if r.Z_test is not None], data, seed),
+        meaning,
         reading_section(data, results),
         origin(data, command, arguments, seconds, models),
     ]

@@ -25,16 +25,13 @@ def literal(text):
         return text
 
 
-def parameters_from(cls, assignments, *, lenient=False):
+def parameters_from(cls, assignments, *, among=()):
     """Parameters of a class from ``name=value`` texts.
 
-    `lenient` passes over names that another estimator of the package has.
+    Names that another class of those in `among` has are passed over.
     """
     names = sorted(cls().get_params(deep=False))
-    others = set()
-    if lenient:
-        for other in skvae.all_estimators():
-            others |= set(other().get_params(deep=False))
+    others = set().union(*(other().get_params(deep=False) for other in among))
     found = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")

@@ -6,6 +6,9 @@ import argparse
 import sys
 
 DATA_HELP = ".npz, .npy, .csv or .parquet file"
+TEXT_HELP = (
+    ".txt or .tsv (also .gz): a document a line, after a label and a tab if it has one"
+)
 
 
 class Stop(Exception):
@@ -58,21 +61,23 @@ def _add_compare(commands):
         "compare",
         help="fit every estimator on one data set and show what came out",
         description="Fit every estimator and the usual baselines on one data set, "
-        "measure them on held-out rows, print a table and write one HTML page. "
-        "Without --data: the digits that come with scikit-learn.",
+        "measure them on held-out rows, print a table and write one HTML page. Of a "
+        "text file: the sequence models. Without --data: the digits that come with "
+        "scikit-learn.",
     )
     add = parser.add_argument
-    add("--data", metavar="FILE", help=DATA_HELP)
+    add("--data", metavar="FILE", help=f"{DATA_HELP}; {TEXT_HELP}")
     _add_data_options(parser)
-    add("--rows", type=positive, default=None, help="training rows (default 10000)")
+    add("--rows", type=positive, help="training rows (default 10000; documents 3000)")
     add("--n-components", "-k", type=positive, default=10, help="latents (default 10)")
-    add("--max-iter", type=positive, help="epochs (default: 3000 to 6000 steps)")
-    add("--width", type=positive, help="units per hidden layer (default 128 or 256)")
+    add("--max-iter", type=positive, help="epochs (default: 1000 to 6000 steps)")
+    add("--width", type=positive, help="units per layer (default 64, 128 or 256)")
     add("--likelihood", metavar="NAME", help="default: chosen from the values of X")
     add("--methods", metavar="A,B", help="estimators to fit (default: all)")
     add("--set", metavar="NAME=VALUE", action="append", default=[], help="see fit")
     add("--without-labels", action="store_true", help="train without the labels")
     add("--image-shape", type=shape, metavar="H,W", help="rows are images of H by W")
+    add("--probe", choices=["mlp"], help="add the probe of a network; takes minutes")
     add("--seed", type=int, default=0, help="decides everything random (default 0)")
     add("--n-init", type=positive, default=1, help="restarts per estimator")
     add("--output", "-o", default="skvae-compare.html", help="default %(default)s")

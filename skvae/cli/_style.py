@@ -57,6 +57,14 @@ figure { margin: 0; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 0 0 .8rem;
   font-size: .9rem; }
+h3 { font-size: .95rem; margin: 0 0 .4rem; }
+.texts dl, .texts article {
+  background: var(--panel); border-radius: 4px; padding: .7rem .9rem; margin: 0 0 .8rem;
+}
+.texts dl { font-size: .92rem; }
+.texts dt { font-weight: 400; color: var(--soft); }
+.texts > dl > dt { min-width: 9.5rem; }
+.texts article > dl { padding: 0; margin: 0; gap: .3rem .8rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .45rem 1.2rem;
   margin: 0; }
 dt { font-weight: 600; }

@@ -24,7 +24,9 @@ class Forecast:
 
     @classmethod
     def of(cls, estimator, data: Prepared):
-        """Forecast for the training rows at the estimator's beta."""
+        """Forecast for the training rows at the estimator's beta; none of documents."""
+        if data.texts is not None:
+            return None
         found = forecast_for(estimator, data.X)
         exact = data.comparable_density
         return cls(found.kl_per_component, found.n_active, exact)
@@ -46,7 +48,7 @@ def counted(n, noun):
     return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
-def _activity(models):
+def _activity(models, unit):
     k = models[0].n_components
     groups = {}
     for model in models:
@@ -55,7 +57,7 @@ def _activity(models):
         f"{listed(names)} kept {'all ' if count == k else ''}{count}"
         for count, names in sorted(groups.items(), key=lambda item: -item[0])
     ]
-    return f"Of {counted(k, 'latent')}, {listed(parts)} active on held-out rows."
+    return f"Of {counted(k, 'latent')}, {listed(parts)} active on held-out {unit}s."
 
 
 def _probe(data, results):
@@ -96,6 +98,8 @@ def _probe(data, results):
 
 
 def _agreement(models, forecast):
+    if forecast is None:
+        return None
     reference = next((m for m in models if not m.with_labels), models[0])
     n, k = forecast.n_active, reference.n_components
     total = float(np.sum(forecast.kl))
@@ -122,11 +126,11 @@ def _differences(components, nats, foretold):
     return f": {alive}, with {abs(nats):.1f} nats {more} than a linear decoder's"
 
 
-def _density(results):
+def _density(results, unit):
     rows = [r for r in results if r.log_density is not None]
     best, *others = sorted(rows, key=lambda r: -r.log_density)
     text = (
-        f"{best.name} gives held-out rows the highest likelihood, "
+        f"{best.name} gives held-out {unit}s the highest likelihood, "
         f"{best.log_density:.2f} nats each"
     )
     if others:
@@ -138,8 +142,9 @@ def _density(results):
         )
     linear = [r for r in rows if not r.is_model]
     if linear and not best.is_model:
+        floor = "a linear model" if best.n_tokens is None else "counting words"
         text += (
-            ": no estimator here beats a linear model, so look at noise, epochs and "
+            f": no estimator here beats {floor}, so look at noise, epochs and "
             "width before reading anything into the latents"
         )
     return text + "."
@@ -150,8 +155,8 @@ def summary(data: Prepared, results, forecast):
     models = [r for r in results if r.is_model]
     if not models:
         return []
-    sentences = [_activity(models), _probe(data, results)]
-    sentences += [_agreement(models, forecast), _density(results)]
+    sentences = [_activity(models, data.unit), _probe(data, results)]
+    sentences += [_agreement(models, forecast), _density(results, data.unit)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -171,7 +176,7 @@ def notes_on(data: Prepared, results):
         f"{r.name} {r.collapsed} of {r.n_components}" for r in results if r.collapsed
     ]
     if dead:
-        notes.append(f"Collapsed on training rows: {', '.join(dead)}.")
+        notes.append(f"Collapsed on training {data.unit}s: {', '.join(dead)}.")
     shared = {}
     for result in results:
         collapse = collapse_warnings(result)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from numbers import Integral, Real
 
 import numpy as np
@@ -15,10 +14,8 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.callback import CallbackSupportMixin, with_callbacks
-from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.utils import check_array
 
-from skvae import __version__
 from skvae._random import generator, shared_noise
 from skvae._spec import resolve
 from skvae._training import EVALUATION_ROWS, SCHEDULES
@@ -31,15 +28,14 @@ from skvae._validation import (
     check_random_state,
     check_sample_weight,
     check_X,
-    warn,
 )
 from skvae.estimators._fitting import (
     Auxiliary,
     Specifications,
     lifted,
-    resolve_device,
 )
 from skvae.estimators._training_steps import TrainingSteps
+from skvae.estimators._versioned import Versioned
 from skvae.inference import INFERENCES
 from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import DECODERS, ENCODERS
@@ -57,6 +53,7 @@ def _part(table):
 
 class BaseVAE(
     TrainingSteps,
+    Versioned,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     CallbackSupportMixin,
@@ -248,13 +245,7 @@ class BaseVAE(
     # -------------------------------------------------------------- inference
 
     def _lifted_model(self, dtype):
-        torch_dtype = torch.float64 if dtype == np.float64 else torch.float32
-        try:
-            device = resolve_device(self.device)
-        except ValueError as error:
-            warn(f"{error} The CPU is used.")
-            device = torch.device("cpu")
-        return lifted(self.module_, torch_dtype, device)
+        return lifted(self, dtype)
 
     def _chunks(self, model, X, U, rows):
         like = model.frame.centre
@@ -334,12 +325,14 @@ class BaseVAE(
             )
         model = self._lifted_model(Z.dtype)
         chunk = model.rows_at_once(EVALUATION_ROWS)
-        internal = np.ascontiguousarray(Z[:, np.argsort(self._order)])
-        rows = []
+        order, X = np.argsort(self._order), None
         with torch.no_grad():
-            for _, z, _ in self._chunks(model, internal, None, chunk):
-                rows.append(model.generate(z)[0].cpu().numpy())
-        return np.concatenate(rows)
+            for part, z, _ in self._chunks(model, Z, None, chunk):
+                rows = model.generate(z[..., order].contiguous())[0].cpu().numpy()
+                if X is None:
+                    X = np.empty((len(Z), *rows.shape[1:]), dtype=rows.dtype)
+                X[part] = rows
+        return X
 
     def _sample(self, n_samples, u, random_state):
         check_is_fitted(self)
@@ -441,16 +434,3 @@ class BaseVAE(
         )
         tags.input_tags.positive_only = domain != "real"
         return tags
-
-    def __setstate__(self, state):
-        version = state.get("_skvae_version", __version__)
-        if version != __version__:
-            warnings.warn(
-                InconsistentVersionWarning(
-                    estimator_name=type(self).__name__,
-                    current_sklearn_version=__version__,
-                    original_sklearn_version=version,
-                ),
-                stacklevel=2,
-            )
-        super().__setstate__(state)

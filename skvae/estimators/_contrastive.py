@@ -85,6 +85,8 @@ class HeadFirst:
     memory that grows to its full length as training goes on.
     """
 
+    replayable = False
+
     def __init__(self, head_start: float, decay: float):
         self.head_start, self.decay = head_start, decay
         self.n_steps, self.head_only = 0, head_start > 0

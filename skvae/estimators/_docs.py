@@ -2,27 +2,9 @@
 
 from __future__ import annotations
 
-PARAMETERS = """\
-beta : float, default=1.0
-        Weight of the KL term in the objective; never part of :meth:`score`.
-    width : int, default={width}
-        Units of each hidden layer of networks given by name.
-    depth : int, default=2
-        Hidden layers of networks given by name.
-    encoder : {{"mlp", "conv", "resnet"}} or specification, default="mlp"
-        Network from x to the posterior, for example ``MLP(activation="tanh")``. "conv"
-        and "resnet" read rows as square images;
-        ``ConvEncoder(image_shape=(height, width))`` as others.
-    decoder : {decoder}
-        Network from z to the likelihood's parameters.
-    likelihood : {{"gaussian", "bernoulli", "poisson", "negative_binomial"}} or \
-specification, default="gaussian"
-        What X is: real numbers; binary values or grey levels in [0, 1]; counts.
-        "gaussian" learns one noise variance; ``Gaussian(noise="per_feature")`` one
-        per column, ``Gaussian(noise=0.1)`` fixes the standard deviation.
-    objective : {{"elbo", "total_correlation", "iwae", "covariate_informed"}} \
-or specification, default="elbo"
-        Training objective, for example ``ELBO(warm_up=0.3, free_bits=0.05)``.
+# Parameters of training, with the sentences on restarts and on what chance decides left
+# open.
+TRAINING = """\
     inference : {{"amortized", "semi_amortized", "lagging"}} or specification, \
 default="amortized"
         How the posterior is found: by the encoder; by the encoder and a few steps of
@@ -46,8 +28,7 @@ default="amortized"
     tol : float, default=0.0001
         Improvement of the held-out bound, in nats, that counts.
     n_init : int, default=1
-        Number of restarts, trained together in one batch. The one with the best
-        bound at beta 1 is kept.
+        {restarts}
     warm_start : bool, default=False
         Whether :meth:`fit` starts from the weights of the previous fit.
     n_draws : int, default=100
@@ -56,10 +37,39 @@ default="amortized"
         Where to compute: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA where there
         is a device. Fitted networks rest on the CPU.
     random_state : int, RandomState instance or None, default=None
-        Decides initial weights, shuffling and noise. Pass an int for reproducible
-        results across calls. See :term:`Glossary <random_state>`.
+        {chance} See :term:`Glossary <random_state>`.
     verbose : int, default=0
         1 prints a line per epoch, 2 adds the terms of the objective."""
+
+PARAMETERS = """\
+beta : float, default=1.0
+        Weight of the KL term in the objective; never part of :meth:`score`.
+    width : int, default={width}
+        Units of each hidden layer of networks given by name.
+    depth : int, default=2
+        Hidden layers of networks given by name.
+    encoder : {{"mlp", "conv", "resnet"}} or specification, default="mlp"
+        Network from x to the posterior, for example ``MLP(activation="tanh")``. "conv"
+        and "resnet" read rows as square images;
+        ``ConvEncoder(image_shape=(height, width))`` as others.
+    decoder : {decoder}
+        Network from z to the likelihood's parameters.
+    likelihood : {{"gaussian", "bernoulli", "poisson", "negative_binomial"}} or \
+specification, default="gaussian"
+        What X is: real numbers; binary values or grey levels in [0, 1]; counts.
+        "gaussian" learns one noise variance; ``Gaussian(noise="per_feature")`` one
+        per column, ``Gaussian(noise=0.1)`` fixes the standard deviation.
+    objective : {{"elbo", "total_correlation", "iwae", "covariate_informed"}} \
+or specification, default="elbo"
+        Training objective, for example ``ELBO(warm_up=0.3, free_bits=0.05)``.
+"""
+
+RESTARTS = """\
+Number of restarts, trained together in one batch. The one with the best
+        bound at beta 1 is kept."""
+CHANCE = """\
+Decides initial weights, shuffling and noise. Pass an int for reproducible
+        results across calls."""
 
 ATTRIBUTES = """\
 kl_per_component_ : ndarray of shape (n_components,)
@@ -114,8 +124,12 @@ def documented(decoder, *, width=256, learning_rate=0.001):
     """
 
     def fill(cls):
-        shared = PARAMETERS.format(
-            decoder=decoder, width=width, learning_rate=learning_rate
+        shared = (PARAMETERS + TRAINING).format(
+            decoder=decoder,
+            width=width,
+            learning_rate=learning_rate,
+            restarts=RESTARTS,
+            chance=CHANCE,
         )
         cls.__doc__ = cls.__doc__.replace("[shared parameters]", shared).replace(
             "[shared attributes]", ATTRIBUTES

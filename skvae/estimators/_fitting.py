@@ -10,8 +10,16 @@ import numpy as np
 import torch
 
 from skvae._model import Frame, LatentVariableModel, Parts
-from skvae._random import Seeds, Streams, generator, standard_normal, weight_generators
+from skvae._random import (
+    Seeds,
+    Streams,
+    generator,
+    permutations,
+    standard_normal,
+    weight_generators,
+)
 from skvae._training import EVALUATION_ROWS, Data, chunks
+from skvae._validation import warn
 from skvae.metrics import match_components
 
 # Rows on which components are ranked and replicas compared.
@@ -19,6 +27,9 @@ SUMMARY_ROWS = 10_000
 MIXTURE_ROWS = 200
 # Rows from which a decoder takes the directions of the data.
 ALIGNMENT_ROWS = 2000
+# Steps of the power iteration at most, the growth at which it has settled, and the
+# numbers of the data it takes at a time.
+POWER_STEPS, POWER_TOLERANCE, POWER_ELEMENTS = 100, 1e-5, 1 << 18
 
 
 class Specifications(NamedTuple):
@@ -72,12 +83,34 @@ def resolve_device(device):
     return found
 
 
+class Lent:
+    """Memory of an array offered as writable, though the array may be read-only.
+
+    There are no read-only tensors, and making one of a read-only array warns. Training
+    writes into no tensor of its data.
+    """
+
+    def __init__(self, array):
+        self.array = array
+        address = array.ctypes.data, False
+        self.__array_interface__ = {**array.__array_interface__, "data": address}
+
+
+def as_tensor(array, dtype, device):
+    """A tensor of this dtype on the device, over the array's own memory if it fits."""
+    array = np.require(array, requirements=["C", "ALIGNED"])
+    return torch.from_numpy(np.asarray(Lent(array))).to(device=device, dtype=dtype)
+
+
 def to_data(X, U, weight, device):
-    """Contiguous tensors on the device: floats in single precision, uint8 as is."""
+    """Contiguous tensors on the device: floats in single precision, uint8 as is.
+
+    On the CPU nothing is copied that has this form: maps of files stay files.
+    """
     dtype = torch.uint8 if X.dtype == np.uint8 else torch.float32
-    x = torch.tensor(X, dtype=dtype, device=device)
-    u = None if U is None else torch.tensor(U, dtype=torch.float32, device=device)
-    return Data(x, u, torch.tensor(weight, dtype=torch.float32, device=device))
+    x = as_tensor(X, dtype, device)
+    u = None if U is None else as_tensor(U, torch.float32, device)
+    return Data(x, u, as_tensor(weight, torch.float32, device))
 
 
 def build_model(specifications, n_latents, n_features, auxiliary, seeds):
@@ -129,11 +162,11 @@ def prepare(model, data, auxiliary):
     """Set what an untrained model takes from the data rather than from training."""
     model.frame.set_from(model.likelihood, data.x, data.weight)
     if hasattr(model.decoder, "align"):
-        rows = subset(data, ALIGNMENT_ROWS)
+        rows = subset(data, ALIGNMENT_ROWS).gathered()
         features = model.likelihood.features(rows.x.double())
         model.decoder.align(features, rows.weight.double())
     if getattr(model.prior, "from_codes", False):
-        rows = subset(data, ALIGNMENT_ROWS)
+        rows = subset(data, ALIGNMENT_ROWS).gathered()
         with torch.no_grad():
             codes = model.posterior(rows.x.to(rows.weight).unsqueeze(0)).loc
         model.prior.place(codes, rows.weight)
@@ -158,22 +191,39 @@ def spread(n, limit):
 
 def subset(data, limit=SUMMARY_ROWS):
     """Evenly spaced rows of the data."""
-    rows = torch.as_tensor(spread(data.x.shape[0], limit), device=data.x.device)
-    u = None if data.u is None else data.u[rows]
-    return Data(data.x[rows], u, data.weight[rows])
+    rows = torch.as_tensor(spread(data.n_rows, limit), device=data.x.device)
+    return data._replace(rows=rows if data.rows is None else data.rows[rows])
 
 
 def split(data, fraction, seed):
     """Random training and validation parts."""
-    n = data.x.shape[0]
+    n = data.n_rows
     n_validation = min(max(1, round(fraction * n)), n - 1)
-    rows = torch.randperm(n, generator=generator(seed)).to(data.x.device)
+    rows = permutations([generator(seed)], n)[0].to(data.x.device)
+    return (
+        data._replace(rows=rows[n_validation:]),
+        data._replace(rows=rows[:n_validation]),
+    )
 
-    def take(rows):
-        u = None if data.u is None else data.u[rows]
-        return Data(data.x[rows], u, data.weight[rows])
 
-    return take(rows[n_validation:]), take(rows[:n_validation])
+def largest_variance(data):
+    """Largest eigenvalue of the covariance of evenly spaced rows: power iteration."""
+    rows = subset(data)
+    size = max(1, POWER_ELEMENTS // data.x.shape[1])
+
+    def total(function):
+        return sum(function(x[0].double()) for x, _, _ in chunks(rows, size))
+
+    mean = total(lambda x: x.sum(0)) / rows.n_rows
+    start = torch.randn(len(mean), generator=generator(0), dtype=torch.float64)
+    direction, value = start.to(mean.device), 0.0
+    for _ in range(POWER_STEPS):
+        direction = direction / torch.linalg.vector_norm(direction)
+        direction = total(lambda x, v=direction: (x - mean).T @ ((x - mean) @ v))
+        previous, value = value, float(torch.linalg.vector_norm(direction))
+        if value - previous <= POWER_TOLERANCE * value:
+            break
+    return value / rows.n_rows
 
 
 @torch.no_grad()
@@ -187,7 +237,7 @@ def summarise(model, inference, data, seeds):
         kl = model.prior.kl_per_dimension(q, q.sample(noise), u)
         total = total + (kl * weight.unsqueeze(-1)).sum(1)
         means.append(q.loc.cpu())
-    total = total / data.weight.sum()
+    total = total / data.total_weight()
     return torch.cat(means, dim=1).numpy(), total.cpu().numpy().astype(np.float64)
 
 
@@ -243,8 +293,18 @@ def draw_seeds(rng, n_replicas):
     return score_seed, [Seeds(*map(int, row)) for row in table]
 
 
-def lifted(model, dtype, device):
-    """The model for inference: itself where it rests, else a copy."""
-    if dtype == torch.float32 and device.type == "cpu":
-        return model
-    return copy.deepcopy(model).to(device=device, dtype=dtype)
+def lifted(estimator, dtype):
+    """The fitted model in the precision of `dtype` on the estimator's device.
+
+    Itself where it rests, else a copy. Warns and takes the CPU if the device is
+    missing.
+    """
+    try:
+        device = resolve_device(estimator.device)
+    except ValueError as error:
+        warn(f"{error} The CPU is used.")
+        device = torch.device("cpu")
+    if dtype != np.float64 and device.type == "cpu":
+        return estimator.module_
+    precision = torch.float64 if dtype == np.float64 else torch.float32
+    return copy.deepcopy(estimator.module_).to(device=device, dtype=precision)

@@ -97,6 +97,8 @@ class Noiseless(Specification):
 class NoiselessModule(nn.Module):
     """The built :class:`Noiseless`."""
 
+    replayable = True
+
     scales_with_data = True
 
     def n_outputs(self, n_features: int) -> int:

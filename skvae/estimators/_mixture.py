@@ -81,7 +81,7 @@ class BaseMixtureVAE(ClusterMixin, BaseVAE):
         noise = self._membership_noise(module, run.score_seed)
         # Rows have draws of their own here, so that errors of the KL average out.
         stream = generator(run.score_seed)
-        data = subset(run.data)
+        data = subset(run.data).gathered()
         data = data._replace(x=data.x.cpu(), weight=data.weight.cpu())
         shares, kl = [], []
         for x, _, _ in chunks(data, self._membership_rows(module)):

@@ -10,7 +10,7 @@ from skvae._spec import resolve
 from skvae._tokens import MIN_TOKENS, PADDING, UNKNOWN, lengths, n_predicted
 from skvae._validation import Interval, check_is_fitted, check_X, column_name, warn
 from skvae.estimators._base import BaseVAE
-from skvae.estimators._docs import ATTRIBUTES
+from skvae.estimators._docs import ATTRIBUTES, TRAINING
 from skvae.estimators._fitting import Specifications
 from skvae.inference import INFERENCES
 from skvae.likelihoods import Tokens
@@ -43,43 +43,13 @@ beta : float, default=1.0
     objective : {"elbo", "total_correlation", "iwae"} or specification, \
 default="elbo"
         Training objective, for example ``ELBO(warm_up=0.3, free_bits=0.05)``.
-    inference : {"amortized", "semi_amortized", "lagging"} or specification, \
-default="amortized"
-        How the posterior is found: by the encoder; by the encoder and a few steps of
-        refinement for each row; by an encoder trained harder than the decoder.
-    max_iter : int, default=100
-        Number of epochs.
-    batch_size : int or "auto", default="auto"
-        Rows per step. "auto" takes a 32nd of the rows, between 16 and 128.
-    learning_rate : float, default=0.001
-        Adam's step size.
-    schedule : {"cosine", "constant"}, default="cosine"
-        "cosine" keeps the rate for half of training and then lets it fall to a
-        hundredth. With early stopping it is constant.
-    early_stopping : bool, default=False
-        Whether to hold out rows and stop when their bound at beta 1 stands still;
-        armed after the KL warm-up. The best weights are kept.
-    validation_fraction : float, default=0.1
-        Fraction of rows held out by early stopping.
-    n_iter_no_change : int, default=10
-        Epochs without improvement before early stopping stops.
-    tol : float, default=0.0001
-        Improvement of the held-out bound, in nats, that counts.
-    n_init : int, default=1
-        Number of restarts, trained side by side. The one with the best bound at beta
-        1 is kept.
-    warm_start : bool, default=False
-        Whether :meth:`fit` starts from the weights of the previous fit.
-    n_draws : int, default=100
-        Importance samples per row in :meth:`score_samples`.
-    device : str, default="auto"
-        Where to compute: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA where there
-        is a device. Fitted networks rest on the CPU.
-    random_state : int, RandomState instance or None, default=None
-        Decides initial weights, shuffling, noise and dropout. Pass an int for
-        reproducible results across calls. See :term:`Glossary <random_state>`.
-    verbose : int, default=0
-        1 prints a line per epoch, 2 adds the terms of the objective."""
+"""
+RESTARTS = """\
+Number of restarts, trained side by side. The one with the best bound at beta
+        1 is kept."""
+CHANCE = """\
+Decides initial weights, shuffling, noise and dropout. Pass an int for
+        reproducible results across calls."""
 
 
 def check_tokens(estimator, X, n_tokens):
@@ -113,15 +83,41 @@ def check_tokens(estimator, X, n_tokens):
         )
 
 
+def text_among(estimator, X):
+    """What to say where X holds text, or rows of several lengths; None elsewhere."""
+    name = type(estimator).__name__
+    remedy = "Tokenizer() turns text into a matrix of them, padded with 0 on the right."
+    rows = X if isinstance(X, list | tuple) else np.atleast_1d(np.asarray(X))
+    if getattr(rows, "dtype", np.dtype(object)).kind in "biufc":
+        return None
+    for row, cells in enumerate(rows):
+        cells = np.ravel(np.array(cells, object))
+        text = [cell for cell in cells if isinstance(cell, str)]
+        if text:
+            return (
+                f"{name} takes token numbers, and row {row} holds the text "
+                f"{text[0][:40]!r}. {remedy}"
+            )
+    sizes = [np.size(cells) for cells in rows]
+    row = next((row for row, size in enumerate(sizes) if size != sizes[0]), None)
+    if row is not None:
+        return (
+            f"{name} takes rows of one length: row 0 holds {sizes[0]} token numbers, "
+            f"row {row} holds {sizes[row]}. Fill them up with 0 on the right."
+        )
+    return None
+
+
 def warn_of_padding(estimator, X):
     """Warn where padding stands before tokens, and of rows without any token."""
     within = (X == PADDING) & (np.arange(X.shape[1]) < lengths(X)[:, None])
     name = type(estimator).__name__
     if within.any():
-        row = int(np.argwhere(within)[0, 0])
+        row, column = np.argwhere(within)[0]
         warn(
-            f"Padding (0) before tokens in X passed to {name}, first in row {row}. It "
-            "is read but not predicted. Pad on the right."
+            f"Padding (0) before tokens in X passed to {name}, first in row {row}, "
+            f"{column_name(estimator, column)}. It is read but not predicted. Pad on "
+            "the right."
         )
     elif not (X != PADDING).any(1).all():
         row = int(np.argmin((X != PADDING).any(1)))
@@ -133,10 +129,11 @@ def warn_of_padding(estimator, X):
 
 def documented(cls):
     """Class decorator that fills the shared sections into the docstring."""
+    training = TRAINING.format(learning_rate=0.001, restarts=RESTARTS, chance=CHANCE)
     attributes = "n_tokens_ : int\n        Size of the vocabulary, padding included.\n"
-    cls.__doc__ = cls.__doc__.replace("[shared parameters]", PARAMETERS).replace(
-        "[shared attributes]", attributes + "    " + ATTRIBUTES
-    )
+    cls.__doc__ = cls.__doc__.replace(
+        "[shared parameters]", PARAMETERS + training
+    ).replace("[shared attributes]", attributes + "    " + ATTRIBUTES)
     return cls
 
 
@@ -238,11 +235,22 @@ class BaseSequenceVAE(BaseVAE):
     # ------------------------------------------------------------------ input
 
     def _check_X(self, X, *, reset=False):
-        X = check_X(self, X, reset=reset)
+        try:
+            X = check_X(self, X, reset=reset)
+        except (TypeError, ValueError) as error:
+            explained = text_among(self, X)
+            if explained is None:
+                raise
+            raise ValueError(explained) from error
         check_tokens(self, X, self.n_tokens if reset else self.n_tokens_)
+        if reset and not X.any():
+            raise ValueError(
+                f"No row of X passed to {type(self).__name__} holds a token: every "
+                f"number is {PADDING}, padding. Pass Tokenizer().fit_transform(texts)."
+            )
         if reset:
             self.n_tokens_ = self.n_tokens or max(int(X.max()) + 1, MIN_TOKENS)
-            warn_of_padding(self, X)
+        warn_of_padding(self, X)
         return X
 
     def perplexity(self, X, y=None):

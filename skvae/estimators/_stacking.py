@@ -87,8 +87,8 @@ def _structure(module: nn.Module, n_replicas: int) -> Hashable:
 def _data_shape(data: Data | None) -> Hashable:
     if data is None:
         return None
-    u = None if data.u is None else (data.u.shape, data.u.dtype)
-    return data.x.shape, data.x.dtype, data.x.device, u
+    u = None if data.u is None else (data.u.shape[1:], data.u.dtype)
+    return data.n_rows, data.x.shape[1:], data.x.dtype, data.x.device, u
 
 
 def key(request: Request) -> Hashable:
@@ -161,6 +161,7 @@ def pooled(parts: list[Data], sizes: list[int]) -> Data:
     """The data of all fits, with equal ones kept once."""
     blocks, owners = [], []
     for part, size in zip(parts, sizes, strict=True):
+        part = part.gathered()
         same = (n for n, block in enumerate(blocks) if _equal(part, block))
         number = next(same, len(blocks))
         if number == len(blocks):
@@ -190,6 +191,7 @@ class StackedObjective:
         one = copy.copy(objectives[0])
         one.weight, one.annealing = self.weight, self.annealing
         self.n_draws, self.is_final, self.terms = one.n_draws, one.is_final, one.terms
+        self.coupling = one.coupling
 
     def weight(self, progress: float):
         return self._each([owner.weight(progress) for owner in self.owners])

@@ -6,11 +6,11 @@ import copy
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from skvae import __version__
 from skvae._collapse import PosteriorCollapseWarning, collapse_message
+from skvae._distributed import ranks
 from skvae._random import streams
 from skvae._training import SCHEDULES, Settings, bound, train
 from skvae._validation import (
@@ -23,6 +23,7 @@ from skvae.estimators._fitting import (
     build_model,
     draw_seeds,
     history_columns,
+    largest_variance,
     prepare,
     resolve_device,
     restart_consistency,
@@ -99,7 +100,8 @@ class TrainingSteps:
             if constant and parts.likelihood.domain == "real":
                 warn(constant)
         # Only ratios count; rows of weight zero would leave batches without weight.
-        weight = (weight / weight.max()).astype(np.float32)
+        share = np.empty(len(weight), dtype=np.float32)
+        weight = np.divide(weight, weight.max(), out=share, casting="same_kind")
         kept = slice(None) if weight.all() else weight > 0
         U = None if U is None else U[kept]
         data = to_data(X[kept], U, weight[kept], resolve_device(self.device))
@@ -137,10 +139,10 @@ class TrainingSteps:
                 model,
                 training,
                 objective=parts.objective.build(
-                    self.beta, model.prior, training.x.shape[0]
+                    self.beta, model.prior, training.n_rows
                 ),
                 inference=inference,
-                settings=self._settings(training.x.shape[0], self.max_iter),
+                settings=self._settings(training.n_rows, self.max_iter),
                 seeds=seeds,
                 begin_epoch=self._epochs(context, run, task),
                 validation=validation,
@@ -190,7 +192,7 @@ class TrainingSteps:
             def end_epoch(row):
                 nonlocal count
                 count += 1
-                if self.verbose:
+                if self.verbose and ranks().rank == 0:
                     self._print(count, row)
                 return epoch.call_on_fit_task_end(
                     **task,
@@ -272,9 +274,7 @@ class TrainingSteps:
         noise, largest = getattr(self, "noise_variance_", None), 0.0
         if noise is not None:
             noise = float(np.mean(noise))
-            x = subset(data).x.to(torch.float64)
-            largest = float(torch.linalg.matrix_norm(x - x.mean(0), ord=2)) ** 2
-            largest /= x.shape[0]
+            largest = largest_variance(data)
         message = collapse_message(
             type(self).__name__,
             self.active_components_,

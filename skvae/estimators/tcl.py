@@ -12,7 +12,6 @@ import copy
 from numbers import Integral, Real
 
 import numpy as np
-import torch
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -391,13 +390,7 @@ class TCL(
         """Validated X, and the model in its precision on the device."""
         check_is_fitted(self)
         X = check_X(self, X, reset=False)
-        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        try:
-            device = resolve_device(self.device)
-        except ValueError as error:
-            warn(f"{error} The CPU is used.")
-            device = torch.device("cpu")
-        return X, lifted(self.module_, dtype, device)
+        return X, lifted(self, X.dtype)
 
     def transform(self, X):
         """Return the features of the rows of X: squared sources up to a linear map.

@@ -100,6 +100,8 @@ class Linear(nn.Module):
 class DenseNetwork(nn.Module):
     """R multilayer perceptrons, ``(R, B, n_in) -> (R, B, n_out)``."""
 
+    replayable = True
+
     def __init__(self, n_in, n_out, generators, width, depth, activation):
         super().__init__()
         sizes = [n_in, *[width] * depth]

@@ -94,6 +94,8 @@ class Anchored(Specification):
 class AnchoredNetwork(nn.Module):
     """``B m(z) + (I - B B^T) h(z)``, ``(R, B, n_in) -> (R, B, n_out)``."""
 
+    replayable = True
+
     def __init__(
         self,
         n_in,

@@ -76,6 +76,8 @@ class Brenier(Specification):
 class BrenierNetwork(nn.Module):
     """``grad F_2(pad(grad F_1(z)))``, ``(R, B, n_in) -> (R, B, n_out)``."""
 
+    replayable = True
+
     def __init__(
         self, n_in, n_out, generators, width, depth, activation, inverse_lipschitz
     ):

@@ -192,6 +192,8 @@ class Spline(nn.Module):
 class SplineFlowNetwork(nn.Module):
     """The built :class:`SplineFlow`, ``(R, B, n) -> (R, B, n + 1)``."""
 
+    replayable = True
+
     def __init__(self, n, depth, n_bins, generators):
         super().__init__()
         self.register_buffer("centre", torch.zeros(n))
@@ -239,6 +241,8 @@ class SplineFlowNetwork(nn.Module):
 
 class InverseFlow(nn.Module):
     """The inverse of a flow that another module owns, ``(R, B, n) -> (R, B, n)``."""
+
+    replayable = True
 
     def __init__(self, flow: nn.Module):
         super().__init__()

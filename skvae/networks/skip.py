@@ -79,6 +79,8 @@ class Skip(Specification):
 class SumSkipNetwork(nn.Module):
     """Skips as sums; all maps of z are one matrix product."""
 
+    replayable = True
+
     def __init__(self, n_in, n_out, generators, width, depth, activation):
         super().__init__()
         self.first, self.layers = _layers(
@@ -101,6 +103,8 @@ class SumSkipNetwork(nn.Module):
 
 class ConcatSkipNetwork(nn.Module):
     """Skips as concatenations."""
+
+    replayable = True
 
     def __init__(self, n_in, n_out, generators, width, depth, activation):
         super().__init__()

@@ -18,6 +18,12 @@ TABLES = {
     "discrete": "skvae.reproductions.discrete",
     "pinwheel": "skvae.reproductions.pinwheel",
     "mixtures": "skvae.reproductions.mixtures",
+    "skip": "skvae.reproductions.skip",
+    "decoders": "skvae.reproductions.decoders",
+    "pixelcnn": "skvae.reproductions.pixelcnn",
+    "pixelcnn_published": "skvae.reproductions.pixelcnn",
+    "text": "skvae.reproductions.text",
+    "covariates": "skvae.reproductions.covariates",
 }
 
 

@@ -30,7 +30,7 @@ class Options:
     epochs : int
         Passes over the data.
     data_dir : str
-        Where image files lie.
+        Where files of images and texts lie.
     command : str
         What was called, for the table's page.
     """
@@ -177,13 +177,23 @@ def read(path: Path) -> list[dict]:
 
 
 def append(path: Path, row: dict) -> None:
-    """Add one row, with the header when the file is new."""
+    """Add one row, with the header when the file is new.
+
+    Raises ValueError if the file has other columns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
-        if new:
+    with path.open("a+", newline="") as file:
+        file.seek(0)
+        columns = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, columns or [*row], lineterminator="\n")
+        if columns is None:
             writer.writeheader()
+        elif set(columns) != row.keys():
+            different = ", ".join(sorted(set(columns) ^ row.keys()))
+            raise ValueError(
+                f"{path} differs from this version's rows in {different}. Name another "
+                "directory by --output."
+            )
         writer.writerow(row)
 
 

@@ -6,12 +6,11 @@ and, for comparison, x is the logits themselves.
 
 from __future__ import annotations
 
-import numpy as np
-
 from skvae.datasets import make_nonlinear_ica
 from skvae.estimators import VAE, iVAE
 from skvae.metrics import mean_correlation_score
 from skvae.networks import MLP
+from skvae.reproductions._measures import held_out_rows
 from skvae.reproductions._table import Cell, Options, Table
 
 N_SEGMENTS, N_TRAINING, N_HELD_OUT = 20, 3000, 300
@@ -31,6 +30,7 @@ METHODS = {
     ),
     "VAE": lambda **o: VAE(N_SOURCES, learning_rate=5e-3, **SHARED, **o),
 }
+WITH_U = {"iVAE", "iVAE, full covariance"}
 OBSERVATIONS = {"continuous": "gaussian", "binary": "bernoulli"}
 
 
@@ -48,12 +48,7 @@ def draw(binarize: bool, seed: int):
         random_state=seed,
         return_X_y=False,
     )
-    rng = np.random.default_rng(seed)
-    held_out = np.zeros(len(data.u), dtype=bool)
-    for segment in range(N_SEGMENTS):
-        rows = np.flatnonzero(data.u == segment)
-        held_out[rng.choice(rows, N_HELD_OUT, replace=False)] = True
-    return data, held_out
+    return data, held_out_rows(data.u, N_HELD_OUT, seed)
 
 
 def measure(observations: str, method: str, seed: int, epochs: int | None) -> dict:
@@ -66,7 +61,7 @@ def measure(observations: str, method: str, seed: int, epochs: int | None) -> di
     )
     X, u, sources = data.data, data.u, data.sources[held_out]
     estimator.fit(X[~held_out], u[~held_out])
-    options = {"u": u[held_out]} if method != "VAE" else {}
+    options = {"u": u[held_out]} if method in WITH_U else {}
     Z = estimator.transform(X[held_out], **options)
     return {
         "mcc": round(mean_correlation_score(sources, Z), 4),

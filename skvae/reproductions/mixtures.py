@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from skvae.datasets import fetch_fashion_mnist, fetch_mnist, fetch_omniglot
 from skvae.estimators import LIDMVAE, MixtureVAE
 from skvae.inference import Lagging, SemiAmortized
 from skvae.metrics import active_units, mutual_information
+from skvae.reproductions._images import images
 from skvae.reproductions._table import Cell, Options, Table
 
 N_TRAINING, N_TEST, N_LATENTS = 20_000, 10_000, 64
@@ -19,12 +19,8 @@ N_TRAINING, N_TEST, N_LATENTS = 20_000, 10_000, 64
 N_SCORED = 2000
 EPOCHS = 12
 
-# Loader and number of mixture components.
-DATA = {
-    "fashion_mnist": (fetch_fashion_mnist, 10),
-    "mnist": (fetch_mnist, 10),
-    "omniglot": (fetch_omniglot, 50),
-}
+# Number of mixture components.
+DATA = {"fashion_mnist": 10, "mnist": 10, "omniglot": 50}
 SHARED = {
     "width": 512,
     "depth": 2,
@@ -48,25 +44,6 @@ METHODS = {
 }
 
 
-def images(name: str, data_dir, seed: int):
-    """Training and test images, binarised with the seed, and the test labels."""
-    loader, _ = DATA[name]
-    rng = np.random.default_rng(seed)
-    parts = []
-    for subset, n_rows in (("train", N_TRAINING), ("test", N_TEST)):
-        X, y = loader(
-            data_home=data_dir,
-            subset=subset,
-            dtype="uint8",
-            return_X_y=True,
-            download_if_missing=False,
-        )
-        rows = rng.permutation(len(X))[:n_rows]
-        parts += [(rng.random((len(rows), X.shape[1])) * 255 < X[rows]), y[rows]]
-    X, _, X_test, y_test = parts
-    return X.astype(np.uint8), X_test.astype(np.uint8), y_test
-
-
 def majority_accuracy(labels, y) -> float:
     """Share of rows whose cluster's most frequent label, among these rows, is theirs.
 
@@ -81,11 +58,12 @@ def majority_accuracy(labels, y) -> float:
 
 def measure(name: str, method: str, seed: int, options: Options) -> dict:
     """Fit one method and measure it on test images."""
-    X, X_test, y_test = images(name, options.data_dir, seed)
+    sizes = N_TRAINING, N_TEST
+    X, _, X_test, y_test = images(name, options.data_dir, seed, sizes)
     cls, own = METHODS[method]
     estimator = cls(
         N_LATENTS,
-        n_mixtures=DATA[name][1],
+        n_mixtures=DATA[name],
         max_iter=options.epochs or EPOCHS,
         random_state=seed,
         **SHARED,

@@ -1,0 +1,154 @@
+"""A grid search in one batch, in one process and in two; and a worker's cold start.
+
+    python benchmarks/speed/grid_search.py
+
+Digits, VAE of width 64, 4 betas x 3 seeds x 5 folds = 60 fits. Each contestant runs in
+a process of its own. Worker processes are warm: they have fitted once before the clock
+starts. Two processes need two free cores, or the ratio says nothing; the load stands in
+the table.
+"""
+
+import json
+import sys
+import time
+import warnings
+
+import numpy as np
+from _measure import Study, Target, interleaved, seconds_of, timed
+
+EPOCHS = 5
+GRID = {"beta": [0.5, 1.0, 2.0, 4.0], "random_state": [0, 1, 2]}
+SEARCH, COLD = "60 fits", "a worker's cold start"
+BATCHED, PROCESSES, ONE = (
+    "BatchedGridSearchCV",
+    "GridSearchCV(n_jobs=2)",
+    "GridSearchCV(n_jobs=1)",
+)
+N_JOBS = {BATCHED: None, PROCESSES: 2, ONE: 1}
+OURS, TORCH_OPTIM = "import, one fit", "import, one fit, a torch.optim optimiser"
+IMPORT = "import alone"
+
+
+def search(name, epochs, grid, n_folds):
+    """Run one contestant here, warm; its seconds and its scores."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import GridSearchCV
+
+    from skvae import VAE, BatchedGridSearchCV
+
+    warnings.simplefilter("ignore")
+    X = load_digits().data / 16.0
+    vae = VAE(10, width=64, max_iter=epochs, device="cpu")
+    cls = BatchedGridSearchCV if name == BATCHED else GridSearchCV
+    options = {"cv": n_folds, "refit": False, "n_jobs": N_JOBS[name]}
+    small = vae.get_params() | {"max_iter": 1, "n_draws": 2}
+    # joblib keeps the workers that this starts.
+    cls(VAE(**small), {"beta": [1.0, 2.0]}, **options).fit(X[:300])
+    tuned = cls(vae, grid, **options)
+    started, processor = time.perf_counter(), time.process_time()
+    tuned.fit(X)
+    return {
+        "seconds": time.perf_counter() - started,
+        "processor_seconds": time.process_time() - processor,
+        "scores": tuned.cv_results_["mean_test_score"].tolist(),
+    }
+
+
+def cold(optimiser):
+    """What a new worker process does; prints the bound that it reached."""
+    from sklearn.datasets import load_digits
+
+    from skvae import VAE
+
+    warnings.simplefilter("ignore")
+    vae = VAE(10, width=64, max_iter=1, device="cpu", random_state=0)
+    vae.fit(load_digits().data / 16.0)
+    if optimiser:
+        import torch
+
+        torch.optim.Adam(vae.module_.parameters())
+    print(json.dumps({"bound": vae.best_bound_}))
+
+
+def in_fresh_process(*arguments):
+    """A contestant: this file in another process, with the seconds that it tells."""
+    command = [sys.executable, __file__, "--here", json.dumps(arguments)]
+
+    def run():
+        seconds, answer = seconds_of(command)
+        return {"seconds": seconds, **json.loads(answer.splitlines()[-1])}
+
+    return run
+
+
+def measure(configuration, options):
+    epochs, grid, n_folds = options.epochs, GRID, 5
+    if options.tiny:
+        epochs, grid, n_folds = 1, {"beta": [1.0, 2.0]}, 2
+    if configuration["question"] == COLD:
+        command = [sys.executable, "-c", "from skvae import VAE"]
+        contestants = {
+            OURS: in_fresh_process("cold", False),
+            TORCH_OPTIM: in_fresh_process("cold", True),
+        }
+        if not options.tiny:
+            contestants[IMPORT] = lambda: {"seconds": seconds_of(command)[0]}
+        yield from timed(COLD, contestants, options.repetitions, not options.tiny)
+        return
+    contestants = {
+        name: in_fresh_process("search", name, epochs, grid, n_folds)
+        for name in (N_JOBS if not options.tiny else [BATCHED])
+    }
+    answers = []
+    # No warm-up round: each contestant warms its own processes up.
+    for repetition, name, seconds, answer in interleaved(
+        contestants, options.repetitions, warm_up=False
+    ):
+        answers.append(answer["scores"])
+        row = {"question": SEARCH, "contestant": name, "repetition": repetition}
+        difference = np.abs(np.array(answer["scores"]) / np.array(answers[0]) - 1)
+        yield {
+            **row,
+            "seconds": seconds,
+            # That of the workers is not in it.
+            "processor_seconds": answer["processor_seconds"] if name != PROCESSES else "",
+            "log_likelihood": max(answer["scores"]),
+            "difference": difference.max(),
+        }
+
+
+STUDY = Study(
+    name="grid_search",
+    title="A grid search of small networks",
+    protocol=(
+        "Digits, VAE of width 64, 10 latents, 4 betas, 3 seeds, 5 folds, "
+        f"{EPOCHS} epochs; scoring of every fit is included. Each search runs in a "
+        "process of its own, warm. The log-likelihood is the best mean test score, and "
+        "`difference` the largest of any mean score from the first contestant's, "
+        "relative to it. The cold start is a whole process: import, one epoch of one "
+        "fit, end."
+    ),
+    unit="a search or a process",
+    measure=measure,
+    columns={
+        "processor_seconds": "{:.1f}",
+        "log_likelihood": "{:.2f}",
+        "bound": "{:.2f}",
+        "difference": "{:.0e}",
+    },
+    configurations=lambda options: [{"question": SEARCH}, {"question": COLD}],
+    targets=(
+        Target(SEARCH, BATCHED, PROCESSES, at_least=4.0),
+        Target(SEARCH, BATCHED, ONE, at_least=4.0),
+        Target(SEARCH, PROCESSES, ONE, at_least=1.8),
+        Target(COLD, OURS, TORCH_OPTIM, at_least=1.4),
+    ),
+    arguments=lambda parser: parser.add_argument("--epochs", type=int, default=EPOCHS),
+)
+
+if __name__ == "__main__":
+    if "--here" in sys.argv:
+        what, *given = json.loads(sys.argv[sys.argv.index("--here") + 1])
+        print(json.dumps(search(*given))) if what == "search" else cold(*given)
+    else:
+        STUDY.main()

@@ -1,0 +1,274 @@
+"""Training steps recorded once and replayed: the operations without what calls them.
+
+A step of a small network costs mostly the Python of the parts and the bookkeeping of
+autograd, and both do the same for every batch of a shape. So a step is recorded below
+autograd, as the list of operations that it came to, and replayed into the memory of
+the recording, where every view stays what it was. On CUDA a captured graph takes the
+place of the list.
+
+The replayed step does to the bit what the step does. Its first replay is compared with
+it, and a step that cannot be told by its operations is never replayed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Steps of a kind before it is recorded, and steps of a run below which none is.
+WARM_STEPS = 4
+LEAST_STEPS = 100
+# Numbers that the intermediate results may take together: beyond, the arithmetic and
+# the caches decide, and a list of operations saves nothing.
+LARGEST = 1 << 22
+
+
+class NotReplayableError(Exception):
+    """The step depends on more than its operations, or needs too much memory."""
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every operation below autograd with its arguments and results."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        # Else the first recording imports the compiler stack: 70 MB and seconds.
+        return False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        self.operations.append((function, args, kwargs, result))
+        return result
+
+
+def tensors(values) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, list | tuple):
+        return []
+    return [tensor for value in values for tensor in tensors(value)]
+
+
+def decides_by_values(function, args) -> bool:
+    """Whether the shape of the result depends on more than shapes."""
+    if function is torch.ops.aten.index.Tensor:
+        return any(index.dtype == torch.bool for index in tensors(args[1]))
+    return torch.Tag.dynamic_output_shape in function.tags
+
+
+@cache
+def variant_with_out(function):
+    """The overload that writes into given memory, and the name of that argument."""
+    wanted = [(a.name, str(a.type)) for a in function._schema.arguments]
+    for name in function.overloadpacket.overloads():
+        other = getattr(function.overloadpacket, name)
+        arguments = other._schema.arguments
+        out = [a.name for a in arguments if a.is_out]
+        rest = [(a.name, str(a.type)) for a in arguments if not a.is_out]
+        if len(out) == 1 and rest == wanted:
+            return other._op, out[0]
+    return None
+
+
+def copying(function, memory: list[Tensor]):
+    """`function`, its results copied into `memory`."""
+
+    def call(*args, **kwargs):
+        for place, value in zip(
+            memory, tensors(function(*args, **kwargs)), strict=True
+        ):
+            place.copy_(value)
+
+    return call
+
+
+def replayable_call(function, args, kwargs, result):
+    """An operation as ``(callable, args, kwargs)``; None for a view, which stays."""
+    if function._schema.is_mutable:
+        return function._op, args, kwargs
+    results = tensors(result)
+    if not results or decides_by_values(function, args):
+        raise NotReplayableError(f"{function} decides by the values of its arguments.")
+    memory = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
+    if all(t.untyped_storage().data_ptr() in memory for t in results):
+        return None
+    variant = variant_with_out(function)
+    if variant is None:
+        return copying(function._op, results), args, kwargs
+    call, out = variant
+    return call, args, {**kwargs, out: result}
+
+
+class Tape:
+    """A recorded step on the CPU."""
+
+    def __init__(self, step):
+        with Recorder() as recorder:
+            self.terms = step()
+        storages = {}
+        self.calls = []
+        for function, args, kwargs, result in recorder.operations:
+            call = replayable_call(function, args, kwargs, result)
+            if call is None:
+                continue
+            self.calls.append(call)
+            if not function._schema.is_mutable:
+                for t in tensors(result):
+                    storages[t.untyped_storage().data_ptr()] = t.numel()
+        if sum(storages.values()) > LARGEST:
+            raise NotReplayableError("The intermediate results take too much memory.")
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Do the step again with what its inputs hold now."""
+        for function, args, kwargs in self.calls:
+            function(*args, **kwargs)
+
+
+class Graph:
+    """A step captured on CUDA."""
+
+    def __init__(self, step, generators):
+        self.graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            self.graph.register_generator_state(generator)
+        with torch.cuda.graph(self.graph):
+            self.terms = step()
+        # Capturing does not execute.
+        self.graph.replay()
+
+    def replay(self) -> None:
+        """Do the step again with what its inputs hold now."""
+        self.graph.replay()
+
+
+def equal(one, other) -> bool:
+    """Whether two weights of the KL term are the same numbers, or the same tensor."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return one is other
+    return one == other
+
+
+class ReplayedStep:
+    """The step of an inference procedure, replayed where this is safe and pays.
+
+    Parameters
+    ----------
+    inference : object
+        The procedure.
+    state : State
+        What its steps work on.
+    n_steps : int
+        Steps that the run is going to take at most.
+    """
+
+    def __init__(self, inference, state, n_steps: int):
+        self.inference, self.state = inference, state
+        self.on = (
+            n_steps >= LEAST_STEPS
+            and inference.replayable
+            and state.model.replayable
+            and state.data.weight.device.type in ("cpu", "cuda")
+        )
+        self.kinds = {}
+
+    def __call__(self, batch):
+        """Take one step; the terms are valid until the next one."""
+        rates = self.state.rates()
+        self.state.optimizer.use(rates)
+        # The parts of a batch that processes share differ in size from step to step.
+        if not self.on or batch.share is not None:
+            return self.inference.step(self.state, batch)
+        weight = self.state.objective.weight(self.state.progress)
+        key = self.key(batch, rates)
+        kind = self.kinds.get(key)
+        if kind is None or not equal(kind.weight, weight):
+            kind = self.kinds[key] = Kind(weight)
+        return kind.step(self, batch)
+
+    @staticmethod
+    def key(batch, rates):
+        """What steps must share to be the same operations, but for the KL weight."""
+        shapes = tuple(None if t is None else t.shape for t in batch[:4])
+        return shapes, len(set(rates)) == 1
+
+
+class Kind:
+    """Steps that are the same operations: their count, and their tape once there is.
+
+    `weight` is that of the KL term, a constant of the operations.
+    """
+
+    def __init__(self, weight):
+        self.weight = weight
+        self.count = 0
+        self.inputs = self.tape = None
+        self.hopeless = self.checked = False
+
+    def step(self, owner: ReplayedStep, batch):
+        """One step, in whichever way is due."""
+        self.count += 1
+        if self.hopeless or self.count <= WARM_STEPS:
+            return owner.inference.step(owner.state, batch)
+        if self.inputs is None:
+            copies = (None if t is None else t.clone() for t in batch[:4])
+            self.inputs = type(batch)(*copies)
+            return self.record(owner)
+        for memory, tensor in zip(self.inputs[:4], batch[:4], strict=True):
+            if memory is not None:
+                memory.copy_(tensor)
+        if not self.checked:
+            return self.check(owner)
+        self.tape.replay()
+        return self.tape.terms
+
+    def record(self, owner: ReplayedStep):
+        """Take a step and record it."""
+        state = owner.state
+
+        def step():
+            terms = owner.inference.step(state, self.inputs)
+            return type(terms)(*(term.detach() for term in terms))
+
+        if state.data.weight.device.type == "cuda":
+            self.tape = Graph(step, state.draws.noise)
+            return self.tape.terms
+        terms = []
+        try:
+            self.tape = Tape(lambda: terms.append(step()) or terms[0])
+        except NotReplayableError:
+            self.hopeless = True
+        return terms[0]
+
+    def check(self, owner: ReplayedStep):
+        """Take the step in both ways; should they differ, give up replaying."""
+        state = owner.state
+        changing = [*state.optimizer.tensors(), *state.memory.values()]
+        before = [tensor.clone() for tensor in changing]
+        streams = [generator.get_state() for generator in state.draws.noise]
+        self.tape.replay()
+        replayed = [t.clone() for t in (*changing, *self.tape.terms)]
+        for tensor, old in zip(changing, before, strict=True):
+            tensor.copy_(old)
+        for generator, old in zip(state.draws.noise, streams, strict=True):
+            generator.set_state(old)
+        terms = owner.inference.step(state, self.inputs)
+        self.checked = True
+        same = zip(replayed, (*changing, *terms), strict=True)
+        if not all(torch.equal(a, b) for a, b in same):
+            self.hopeless, self.tape = True, None
+        return terms
+
+
+__all__ = ["ReplayedStep"]

@@ -1,0 +1,266 @@
+"""Recorded steps: to the bit what the steps do, and refused where they could not be."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from torch import nn
+
+from skvae import (
+    LIDMVAE,
+    LIDVAE,
+    VAE,
+    IdentifiableVAE,
+    MixtureVAE,
+    SkipVAE,
+    _replay,
+    iFlow,
+    iVAE,
+)
+from skvae._replay import NotReplayableError, Tape, variant_with_out
+from skvae._training import Training
+from skvae.inference import Amortized, Lagging, SemiAmortized
+from skvae.networks import MLP
+from skvae.networks._layers import DenseNetwork
+from skvae.objectives import ELBO, IWAE, TotalCorrelation
+
+pytestmark = pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((500, 6)).astype(np.float32)
+U = np.repeat(np.arange(5), 100)
+COUNTS = np.abs(X).round()
+SHARED = {"width": 8, "batch_size": 64, "max_iter": 15, "random_state": 0}
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """The number of replayed steps, the comparisons included, as a list of one."""
+    count = [0]
+    replay = Tape.replay
+
+    def counted(tape):
+        count[0] += 1
+        replay(tape)
+
+    monkeypatch.setattr(Tape, "replay", counted)
+    return count
+
+
+def fitted(estimator, X, **params):
+    return clone(estimator).fit(X, **params)
+
+
+def same(one, other, X):
+    """Whether two fits agree to the bit, histories included."""
+    keys = set(one.history_) - {"seconds"}
+    return all(
+        np.array_equal(one.history_[key], other.history_[key], equal_nan=True)
+        for key in keys
+    ) and np.array_equal(one.transform(X), other.transform(X))
+
+
+CASES = {
+    "VAE": (VAE(3, **SHARED), X, {}),
+    "weighted": (VAE(3, **SHARED), X, {"sample_weight": RNG.random(len(X)) + 0.5}),
+    "restarts": (VAE(3, n_init=3, **SHARED), X, {}),
+    "Bernoulli": (VAE(3, likelihood="bernoulli", **SHARED), (X > 0) * 1.0, {}),
+    "Poisson": (VAE(3, likelihood="poisson", **SHARED), COUNTS, {}),
+    "overdispersed": (VAE(3, likelihood="negative_binomial", **SHARED), COUNTS, {}),
+    "skips": (SkipVAE(3, **SHARED), X, {}),
+    "anchored": (LIDVAE(3, **SHARED), X, {}),
+    "Brenier": (LIDVAE(3, decoder="brenier", **SHARED), X, {}),
+    "iVAE": (iVAE(3, **SHARED), X, {"u": U}),
+    "full covariance": (iVAE(3, covariance="full", **SHARED), X, {"u": U}),
+    "mixture prior": (IdentifiableVAE(3, **SHARED), X, {}),
+    "MixtureVAE": (MixtureVAE(3, **SHARED), X, {}),
+    "LIDMVAE": (LIDMVAE(3, **SHARED), X, {}),
+    "iFlow": (iFlow(batch_size=64, max_iter=15, random_state=0), X[:, :2], {"u": U}),
+    "total correlation": (VAE(3, objective=TotalCorrelation(), **SHARED), X, {}),
+    "IWAE": (VAE(3, objective=IWAE(n_draws=3), **SHARED), X, {}),
+    "free bits": (VAE(3, objective=ELBO(free_bits=0.1), **SHARED), X, {}),
+    "falling rate": (VAE(3, schedule="cosine", **SHARED), X, {}),
+    "early stopping": (VAE(3, early_stopping=True, **SHARED), X, {}),
+    "semi-amortized": (VAE(3, inference=SemiAmortized(n_steps=3), **SHARED), X, {}),
+    "SVI": (
+        VAE(3, inference=SemiAmortized(n_steps=2, encoder_loss="bound"), **SHARED),
+        X,
+        {},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:max_iter=15 was reached")
+@pytest.mark.parametrize("name", CASES)
+def test_replayed_training_is_training(name, replays, monkeypatch):
+    estimator, X, params = CASES[name]
+    replayed = fitted(estimator, X, **params)
+    n_replayed = replays[0]
+    monkeypatch.setattr(_replay, "LEAST_STEPS", 10**9)
+    plain = fitted(estimator, X, **params)
+    assert replays[0] == n_replayed
+    # Eight batches of two sizes an epoch; all but the first few steps of each size.
+    assert n_replayed > 0.6 * 8 * len(replayed.history_["bound"])
+    assert same(replayed, plain, X)
+
+
+def test_a_weight_that_moves_is_not_replayed(replays):
+    estimator = VAE(3, objective=ELBO(warm_up=0.5), **SHARED).set_params(max_iter=20)
+    fitted(estimator, X)
+    after_warm_up = 8 * 10
+    assert 0 < replays[0] < after_warm_up
+
+
+def test_a_replica_that_fails_is_rolled_back(replays, monkeypatch):
+    """Its parameters are put back and its rate is halved, between replayed steps."""
+    run_epoch = Training.run_epoch
+
+    def spoiled(run, number):
+        if number == 7:
+            run.optimizer.values[1, 0] = torch.nan
+        return run_epoch(run, number)
+
+    monkeypatch.setattr(Training, "run_epoch", spoiled)
+    estimator = VAE(3, n_init=2, **SHARED)
+    with pytest.warns(ConvergenceWarning, match="non-finite 1 time"):
+        replayed = fitted(estimator, X)
+    assert replays[0] > 0
+    monkeypatch.setattr(_replay, "LEAST_STEPS", 10**9)
+    with pytest.warns(ConvergenceWarning, match="non-finite 1 time"):
+        plain = fitted(estimator, X)
+    assert same(replayed, plain, X)
+
+
+def test_lagging_steps_and_short_runs_are_not_recorded(replays):
+    VAE(3, inference=Lagging(max_inner_steps=2), **SHARED).fit(X)
+    VAE(3, **{**SHARED, "max_iter": 3}).fit(X)
+    assert replays[0] == 0
+
+
+class Reading(DenseNetwork):
+    """Does as its values say."""
+
+    def forward(self, x):
+        out = super().forward(x)
+        return out * 2.0 if out.mean().item() > 0 else out
+
+
+class Counting(DenseNetwork):
+    """Does something else in every call, which no operation tells."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (1.0 + 0.01 * self.calls)
+
+
+class Unknown(nn.Module):
+    """Says nothing about its operations."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x)
+
+
+class Odd(MLP):
+    """An MLP of one of these kinds."""
+
+    kind = None
+
+    def build(self, n_in, n_out, generators):
+        return self.kind(n_in, n_out, generators, self.width, self.depth, "relu")
+
+
+@pytest.mark.parametrize(("kind", "most"), [(Reading, 0), (Counting, 2)])
+def test_steps_that_operations_do_not_tell(kind, most, replays, monkeypatch):
+    """They are refused when recorded, or at the first comparison of either size."""
+    decoder = type("Odd", (Odd,), {"kind": kind})(width=8, depth=1)
+    replayed = VAE(3, decoder=decoder, **SHARED).fit(X)
+    assert replays[0] <= most
+    monkeypatch.setattr(_replay, "LEAST_STEPS", 10**9)
+    assert same(replayed, VAE(3, decoder=decoder, **SHARED).fit(X), X)
+
+
+def test_a_network_that_promises_nothing_is_not_recorded(replays):
+    class Plain(MLP):
+        def build(self, *args):
+            return Unknown(super().build(*args))
+
+    VAE(3, decoder=Plain(width=8, depth=1), **SHARED).fit(X)
+    assert replays[0] == 0
+
+
+def test_large_steps_are_not_recorded(replays, monkeypatch):
+    monkeypatch.setattr(_replay, "LARGEST", 1000)
+    VAE(3, **SHARED).fit(X)
+    assert replays[0] == 0
+
+
+def test_a_tape_computes_with_what_its_inputs_hold():
+    x, w = torch.randn(4, 3), torch.randn(3, 2, requires_grad=True)
+    found = torch.zeros(3, 2)
+
+    def step():
+        loss = (x @ w).tanh().square().sum()
+        found.copy_(torch.autograd.grad(loss, w)[0])
+        return (loss.detach(),)
+
+    tape = Tape(step)
+    with torch.no_grad():
+        x.copy_(torch.randn(4, 3))
+        w.copy_(torch.randn(3, 2))
+    tape.replay()
+    hidden = (x @ w).detach().tanh()
+    expected = x.T @ (2.0 * hidden * (1.0 - hidden.square()))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(tape.terms[0], hidden.square().sum())
+
+
+def test_a_tape_draws_anew():
+    generator, drawn = torch.Generator().manual_seed(0), torch.zeros(5)
+    reference = torch.Generator().manual_seed(0)
+    tape = Tape(lambda: drawn.copy_(torch.randn(5, generator=generator)))
+    for _ in range(3):
+        assert torch.equal(drawn, torch.randn(5, generator=reference))
+        tape.replay()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: bool(torch.equal(x, x)),
+    ],
+)
+def test_values_that_decide_are_refused(step):
+    with pytest.raises(NotReplayableError):
+        Tape(lambda: step(torch.randn(5)))
+
+
+def test_variants_compute_the_same():
+    a, b = torch.randn(3, 3), torch.randn(3, 3)
+    for function in (torch.ops.aten.mm.default, torch.ops.aten.mul.Tensor):
+        call, name = variant_with_out(function)
+        out = torch.empty(3, 3)
+        call(a, b, **{name: out})
+        assert torch.equal(out, function(a, b))
+    assert variant_with_out(torch.ops.aten.max.dim) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("inference", [Amortized(), SemiAmortized(n_steps=2)])
+def test_graphs_on_cuda_do_what_the_steps_do(inference, monkeypatch):
+    estimator = VAE(3, device="cuda", inference=inference, **SHARED)
+    replayed = fitted(estimator, X)
+    monkeypatch.setattr(_replay, "LEAST_STEPS", 10**9)
+    plain = fitted(estimator, X)
+    np.testing.assert_allclose(
+        replayed.history_["bound"], plain.history_["bound"], rtol=1e-3
+    )
