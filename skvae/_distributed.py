@@ -97,7 +97,7 @@ class Ranks(NamedTuple):
                 )
         data, settings = run.data, run.settings
         places = torch.linspace(0, data.n_rows - 1, COMPARED_ROWS)
-        rows = data.take(data.x, places.long().to(data.x.device)).double().flatten()
+        rows = data.take(data.x, places.long().to(data.device)).double().flatten()
         numbers = [data.n_rows, settings.batch_size, settings.max_epochs]
         numbers += [number for seeds in run.seeds for number in seeds]
         if not self.equal(torch.cat([rows.new_tensor(numbers), rows])):

@@ -13,8 +13,8 @@ from skvae._gaussian import DiagonalGaussian
 
 # Numbers in the largest layer of a chunk of rows, outside training.
 ACTIVATIONS = 1 << 22
-# Numbers of the data that the frame is measured from at a time.
-MEASURED = 1 << 16
+# Numbers of the data in such a chunk, and in one that the frame is measured from.
+EVALUATED, MEASURED = 1 << 20, 1 << 16
 
 
 class Frame(nn.Module):
@@ -48,7 +48,7 @@ class Frame(nn.Module):
         sums = [0.0, 0.0, 0.0]
         for chunk, w in zip(x.split(rows), weight.split(rows), strict=True):
             w = w.double().unsqueeze(-1)
-            chunk = chunk.double()
+            chunk = chunk.to(weight.device, torch.float64)
             features = likelihood.features(chunk)
             parts = (chunk, features, features.square())
             sums = [s + (w * part).sum(0) for s, part in zip(sums, parts, strict=True)]
@@ -123,8 +123,8 @@ class LatentVariableModel(nn.Module):
         """q(z|x), or q(z|x,u), shape ``(R, B, d)``."""
         features = (self.likelihood.features(x) - self.frame.centre) / self.frame.scale
         family = self.posterior_family
-        encoded = family.read(self.encoder(family.inputs(features, u)), self.n_latents)
-        return family.combine(encoded, self.prior, u)
+        raw = self.encoder(family.inputs(features, u)).to(features.dtype)
+        return family.combine(family.read(raw, self.n_latents), self.prior, u)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters of q, which are the encoder's, and those of p, the others."""
@@ -176,9 +176,9 @@ class LatentVariableModel(nn.Module):
         Networks of images say in `n_activations` how many numbers a layer holds.
         """
         parts = self.encoder, self.decoder
-        largest = max(getattr(part, "n_activations", 0) for part in parts)
-        largest = max(largest, len(self.frame.centre))
-        return max(1, min(limit, ACTIVATIONS // largest))
+        largest = max(getattr(part, "n_activations", 1) for part in parts)
+        fit = min(ACTIVATIONS // largest, EVALUATED // len(self.frame.centre))
+        return max(1, min(limit, fit))
 
     def log_joint(self, x: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:
         """Log p(x|z) + log p(z|u) in nats, shape ``(R, B)``."""

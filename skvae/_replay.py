@@ -179,7 +179,7 @@ class ReplayedStep:
             n_steps >= LEAST_STEPS
             and inference.replayable
             and state.model.replayable
-            and state.data.weight.device.type in ("cpu", "cuda")
+            and state.data.device.type in ("cpu", "cuda")
         )
         self.kinds = {}
 
@@ -241,7 +241,7 @@ class Kind:
             terms = owner.inference.step(state, self.inputs)
             return type(terms)(*(term.detach() for term in terms))
 
-        if state.data.weight.device.type == "cuda":
+        if state.data.device.type == "cuda":
             self.tape = Graph(step, state.draws.noise)
             return self.tape.terms
         terms = []

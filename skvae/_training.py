@@ -47,12 +47,22 @@ SCHEDULES = {
 }
 
 
+def picked(tensor: Tensor, rows: Tensor) -> Tensor:
+    """These rows of a tensor, which may rest elsewhere, on the device of `rows`."""
+    if tensor.device == rows.device:
+        return tensor.index_select(0, rows)
+    chosen = tensor.index_select(0, rows.to(tensor.device))
+    # From pinned memory the copy runs beside the computation.
+    return chosen.pin_memory().to(rows.device, non_blocking=True)
+
+
 class Data(NamedTuple):
     """Rows to train on: x ``(n, p)``, u ``(n, m)`` or None, weight ``(n,)``.
 
     Replicas may read different rows: then the tensors are `n_blocks` data sets of n
     rows, one after the other, and `block`, ``(R,)``, is the one of each replica.
     With `rows`, ``(n,)``, the data are these rows of the tensors, which stay whole.
+    Where x is too large for the device of the weights, it rests on the CPU.
     """
 
     x: Tensor
@@ -61,6 +71,16 @@ class Data(NamedTuple):
     block: Tensor | None = None
     n_blocks: int = 1
     rows: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where training takes place."""
+        return self.weight.device
+
+    @property
+    def streamed(self) -> bool:
+        """Whether rows have to be moved before they are used."""
+        return self.x.device != self.device
 
     @property
     def n_rows(self) -> int:
@@ -72,20 +92,40 @@ class Data(NamedTuple):
     def take(self, tensor: Tensor, rows) -> Tensor:
         """A copy of these rows of one of the tensors, ``(1 or R, rows, ...)``."""
         if self.rows is not None:
-            chosen = tensor.index_select(0, self.rows[rows]).unsqueeze(0)
+            chosen = picked(tensor, self.rows[rows]).unsqueeze(0)
             return chosen.to(self.weight.dtype)
+        if tensor.device != self.device and isinstance(rows, Tensor):
+            rows = rows.to(tensor.device)
         blocks = tensor.view(self.n_blocks, -1, *tensor.shape[1:])[:, rows]
-        chosen = blocks if self.block is None else blocks[self.block]
-        # Never a view: the tensors may be the caller's own read-only memory.
-        return chosen.to(self.weight.dtype, copy=True)
+        if self.block is None:
+            # Never a view: the tensors may be the caller's own read-only memory.
+            return blocks.to(self.device, self.weight.dtype, copy=True)
+        chosen = blocks[self.block.to(tensor.device)]
+        return chosen.to(self.device, self.weight.dtype)
 
     def gathered(self) -> Data:
         """The same rows as tensors of their own."""
         if self.rows is None:
             return self
         pieces = (self.x, self.u, self.weight)
+        return Data(*(None if t is None else picked(t, self.rows) for t in pieces))
+
+    def numbers(self, rows: Tensor) -> Tensor:
+        """Places in the tensors of the row numbers ``(R, B)``."""
+        if self.block is not None:
+            rows = rows + (self.block * self.n_rows).unsqueeze(1)
+        if self.rows is not None:
+            rows = self.rows.index_select(0, rows.reshape(-1)).view(rows.shape)
+        return rows
+
+    def moved(self, rows: Tensor) -> Data:
+        """The row numbers ``(R, B)`` as data of their own on the device."""
+        flat, n_blocks = self.numbers(rows).reshape(-1), len(rows)
+        pieces = (self.x, self.u, self.weight)
         return Data(
-            *(None if t is None else t.index_select(0, self.rows) for t in pieces)
+            *(None if t is None else picked(t, flat) for t in pieces),
+            torch.arange(n_blocks, device=self.device),
+            n_blocks,
         )
 
     def total_weight(self) -> Tensor:
@@ -187,7 +227,7 @@ class State:
         n = self.data.n_rows
         size = min(self.settings.batch_size, n)
         shape = noise_shape(size, self.model.n_latents, self.objective.n_draws)
-        dtype, device = self.data.weight.dtype, self.data.x.device
+        dtype, device = self.data.weight.dtype, self.data.device
         rows, noise = [], []
         for shuffle, draws, runs in zip(*self.draws, active, strict=True):
             if runs:
@@ -206,10 +246,7 @@ def noise_shape(n_rows: int, n_latents: int, n_draws: int) -> tuple[int, ...]:
 
 def cut(data: Data, rows: Tensor, noise: Tensor, processes: Ranks = ALONE) -> Batch:
     """The batch of the row numbers ``(R, B)``, in the dtype of the weights."""
-    if data.block is not None:
-        rows = rows + (data.block * data.n_rows).unsqueeze(1)
-    if data.rows is not None:
-        rows = data.rows.index_select(0, rows.reshape(-1)).view(rows.shape)
+    rows = data.numbers(rows)
     share = None
     if processes.size > 1:
         weight = data.weight.index_select(0, rows.reshape(-1)).view(rows.shape)
@@ -256,15 +293,19 @@ def batches(
     order = permutations(draws.shuffle, n)
     if lengths is not None:
         order = by_length(order, lengths, batch_size, draws.shuffle)
-    order = order.to(data.x.device)
+    order = order.to(data.device)
     block = max(1, NOISE_BLOCK // (batch_size * n_latents * n_draws)) * batch_size
     for start in range(0, n, block):
         size = min(block, n - start)
         shape = noise_shape(size, n_latents, n_draws)
         noise = standard_normal(draws.noise, *shape, dtype=dtype)
+        source, rows = data, order[:, start : start + size]
+        if data.streamed:
+            source = data.moved(rows)
+            rows = torch.arange(size, device=data.device).expand(len(rows), size)
         for offset in range(0, size, batch_size):
-            rows = order[:, start + offset : min(start + offset + batch_size, n)]
-            yield cut(data, rows, noise[:, offset : offset + batch_size], processes)
+            part = slice(offset, min(offset + batch_size, size))
+            yield cut(source, rows[:, part], noise[:, part], processes)
 
 
 def chunks(data: Data, rows: int = EVALUATION_ROWS):
@@ -293,7 +334,7 @@ def bound(
     model, inference, data: Data, seeds: list[Seeds], processes: Ranks = ALONE
 ) -> Tensor:
     """Weighted mean ELBO at beta 1 in nats per row, ``(R,)``, with fixed noise."""
-    device, dtype = data.x.device, data.weight.dtype
+    device, dtype = data.device, data.weight.dtype
     noise_streams = [generator(seed.noise, device) for seed in seeds]
     total = torch.zeros(model.n_replicas, dtype=dtype, device=device)
     pieces = chunks(data, model.rows_at_once(EVALUATION_ROWS))
@@ -316,7 +357,7 @@ class Training:
         self.model, self.data, self.seeds = model, data, seeds
         self.objective, self.inference = objective, inference
         self.settings = settings
-        device = data.x.device
+        device = data.device
         self.draws = draws if draws is not None else streams(seeds, device)
         self.optimizer = inference.optimizer(model)
         self.ranks = ranks()
@@ -367,7 +408,9 @@ class Training:
         started = time.perf_counter()
         settings, state = self.settings, self.state
         n_batches = math.ceil(self.data.n_rows / settings.batch_size)
-        sums = []
+        # One tensor from the start: small ones kept from step to step would lie
+        # scattered between the batches and let memory grow with the data.
+        totals = self.data.weight.new_empty(n_batches, 3, self.model.n_replicas)
         self.optimizer.norm_sum.zero_()
         sizes = settings.batch_size, self.model.n_latents, self.objective.n_draws
         parts = batches(self.data, self.draws, *sizes, self.lengths, self.ranks)
@@ -378,8 +421,8 @@ class Training:
             terms = self.step(batch)
             with torch.no_grad():
                 total = (torch.stack(terms) * batch.weight).sum(-1)
-                sums.append(total if share is None else share.of(total))
-        totals = self.ranks.sum(torch.stack(sums))
+                totals[k] = total if share is None else share.of(total)
+        self.ranks.sum(totals)
         means = (totals.sum(0) / self.data.total_weight()).tolist()
         finite = (
             torch.isfinite(totals).all(0).all(0)
@@ -482,7 +525,7 @@ def train(
             raise error
         run.history.stopped_by_patience = run.out_of_patience()
         run.history.epochs.append(row)
-        stop = run.ranks.any(end_epoch(row), data.x.device)
+        stop = run.ranks.any(end_epoch(row), data.device)
         if stop or run.history.stopped_by_patience:
             break
     run.optimizer.values.copy_(run.final_values())

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import skvae
-from skvae.cli import _figures, _page, main
+from skvae.cli import _figures, _methods, _page, main
 from skvae.cli._data import Prepared, choose_likelihood
 from skvae.cli._methods import Result
 from skvae.cli._terminal import plain_table, print_table
@@ -391,6 +391,7 @@ def test_rows_of_images_are_shown_as_images(tmp_path):
     assert "New images, a row for each of VAE, LIDMVAE." in alternatives
 
 
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
 def test_new_images_are_draws_of_the_models(unit, parameters):
     vae = skvae.VAE(**parameters).fit(unit["X_train"])
     data = Prepared(
@@ -455,6 +456,16 @@ def test_the_network_is_probed_where_asked(folder, arrays, monkeypatch):
         pca.transform(X_test), arrays["y_test"]
     )
     assert read_table(out)["PCA"]["MLP"] == f"{100 * score:.1f}%"
+
+
+@pytest.mark.parametrize("rare", [1, 5])
+def test_the_network_holds_rows_out_where_each_class_has_some(rare):
+    Z, y = clusters()
+    y[:rare] = 9
+    data = Prepared("d", Z, Z, y, y, "gaussian")
+    network = _methods.probes(data, "mlp")[-1][-1]
+    assert network.early_stopping is (rare > 1)
+    assert len(_methods.probes(data)) == 2
 
 
 def test_page_of_a_table_names_its_features(folder, tmp_path):

@@ -17,7 +17,7 @@ import skvae
 from skvae.cli import main
 from skvae.cli._documents import prepare_documents, word_frequencies
 from skvae.cli._files import read_documents
-from skvae.cli._page_text import numbered, shown_documents
+from skvae.cli._page_text import numbered, shortened, shown_documents
 from skvae.cli._parser import parse
 from skvae.probes import linear_probe
 
@@ -332,6 +332,11 @@ def test_equal_texts_in_succession_are_told_once():
         ("3", "b"),
         ("4", "a"),
     ]
+
+
+def test_words_in_long_succession_are_counted():
+    assert shortened("a a a a b b c") == "a (4 times) b b c"
+    assert shortened("") == ""
 
 
 def test_documents_of_known_words_are_shown(tmp_path):

@@ -14,11 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from joblib import parallel_config
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skvae import LIDVAE, TCL, VAE, MixtureVAE, SequenceVAE, iVAE
 from skvae._distributed import ALONE, Ranks
 from skvae.inference import Lagging, SemiAmortized
 from skvae.likelihoods import Gaussian
+from skvae.model_selection import BatchedGridSearchCV
 from skvae.objectives import ELBO, IWAE, TotalCorrelation
 
 N_PROCESSES = 2
@@ -257,6 +262,49 @@ def test_without_a_group_a_process_is_alone():
     assert ALONE.equal(torch.tensor([1.0]))
     assert ALONE.any(True, "cpu")
     assert not ALONE.any(None, "cpu")
+
+
+# Dask
+
+
+@pytest.fixture
+def cluster():
+    """Two workers that get everything over a socket, as workers elsewhere do."""
+    distributed = pytest.importorskip("distributed")
+    options = {"dashboard_address": None, "host": "127.0.0.1", "protocol": "tcp://"}
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, **options
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+# Components may be inactive after three epochs; workers report it where they are.
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+@pytest.mark.parametrize("search", [GridSearchCV, BatchedGridSearchCV])
+def test_a_search_on_dask_finds_what_it_finds_here(cluster, search):
+    vae = VAE(2, **{**SMALL, "max_iter": 3}, n_draws=5)
+    model = make_pipeline(StandardScaler(), vae)
+    grid = {"vae__beta": [0.5, 4.0], "vae__n_init": [1, 2]}
+    here = GridSearchCV(model, grid, cv=3).fit(data())
+    with parallel_config(backend="dask"):
+        there = search(model, grid, cv=3).fit(data())
+    found = there.cv_results_["mean_test_score"]
+    np.testing.assert_allclose(found, here.cv_results_["mean_test_score"], rtol=1e-6)
+    assert there.best_params_ == here.best_params_
+    np.testing.assert_allclose(
+        there.transform(data()), here.transform(data()), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_fitted_model_travels_to_a_worker_and_back(cluster):
+    vae = cluster.submit(fit, VAE(2, **SMALL)).result()
+    here = fit(VAE(2, **SMALL))
+    np.testing.assert_array_equal(vae.transform(data()), here.transform(data()))
+    codes = cluster.submit(type(vae).transform, vae, data()).result()
+    np.testing.assert_array_equal(codes, here.transform(data()))
 
 
 if __name__ == "__main__":

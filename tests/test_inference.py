@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 from sklearn.base import clone
+from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
@@ -774,3 +775,31 @@ def test_restarts_and_early_stopping_work_with_it(procedure, small_X):
 def test_options_out_of_range_are_refused(procedure, small_X):
     with pytest.raises(ValueError, match=f"parameter of {type(procedure).__name__}"):
         VAE(2, inference=procedure).fit(small_X)
+
+
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_short_products_cost_little(likelihood):
+    """The bound moves, in the last digits; parameters and answers stay single."""
+    X = load_digits().data[:600] / 16.0
+    X = X[:, X.std(0) > 0]
+    scores = []
+    for precision in ("float32", "bfloat16"):
+        vae = VAE(
+            4,
+            width=32,
+            max_iter=15,
+            likelihood=likelihood,
+            inference=Amortized(precision=precision),
+            random_state=0,
+        ).fit(X.astype(np.float32))
+        assert vae.transform(X.astype(np.float32)).dtype == np.float32
+        assert all(p.dtype == torch.float32 for p in vae.module_.parameters())
+        scores.append(vae.score(X))
+    assert scores[0] != scores[1]
+    assert scores[1] == pytest.approx(scores[0], abs=0.3)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="'precision' parameter of Amortized"):
+        VAE(inference=Amortized(precision="float8")).fit(np.eye(8))

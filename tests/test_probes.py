@@ -87,6 +87,7 @@ def test_the_network_is_the_published_one_and_its_seed_decides():
     assert np.abs(first - other).max() > 1e-3
     # One row cannot be in both parts, but is learned from where none is held out.
     y = np.arange(100) == 7
+    X[7] = 9.0
     with pytest.raises(ValueError, match="least populated class"):
         mlp_probe((8,), random_state=0).fit(X, y)
     probe = mlp_probe((64, 64), early_stopping=False, max_iter=500, random_state=0)

@@ -76,7 +76,11 @@ def test_long_documents_lose_their_end():
         (["the cat", "  "], "Document 1 is empty"),
         (["the cat", ""], "Document 1 is empty"),
         (["the cat", None], "number 1 is None"),
-        (["the cat", 3.0], r"number 1 is 3\.0"),
+        (["the cat", 3.0], r"number 1 is 3\.0, of type float\. Replace missing"),
+        (["the cat", b"a dog"], r"number 1 is b'a dog', of type bytes.*decode bytes"),
+        (["the cat", ["a", "dog"]], r"number 1 is \['a', 'dog'\].*join lists"),
+        (["the cat", float("nan")], r"number 1 is nan"),
+        (["the cat", "\u00a0 \t\n"], "Document 1 is empty"),
         ([], "no documents"),
         (np.array([["the cat"], ["a dog"]]), "1 dimension"),
     ],
@@ -86,6 +90,28 @@ def test_bad_documents_are_named(documents, message):
         Tokenizer().fit(documents)
     with pytest.raises(ValueError, match=message):
         Tokenizer().fit(PLAIN).transform(documents)
+
+
+@pytest.mark.parametrize("documents", [5, None])
+def test_what_holds_no_documents_is_told(documents):
+    with pytest.raises(TypeError, match=rf"Got {documents}, of type .*pass a list"):
+        Tokenizer().fit(documents)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("(", r"token_pattern='\(' is no regular"), (r"\w*", "matches the empty text")],
+)
+def test_patterns_that_find_no_tokens_are_told(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        Tokenizer(token_pattern=pattern).fit(PLAIN)
+
+
+def test_documents_left_without_words_by_min_count():
+    with pytest.raises(ValueError, match=r"min_count=2 times, so every doc.*Lower"):
+        Tokenizer(min_count=2).fit(["a b", "c d"])
+    with pytest.raises(ValueError, match=r"Document 1 has no word.*'c d'.*min_count"):
+        Tokenizer(min_count=2).fit(["a a", "c d"])
 
 
 def test_documents_of_unknown_words_alone():
@@ -101,7 +127,7 @@ def test_documents_of_unknown_words_alone():
 def test_numbers_of_no_token_are_named():
     tokenizer = Tokenizer().fit(PLAIN)
     for X in ([[3, 99]], [[3, -1]], [[3, 3.5]]):
-        with pytest.raises(ValueError, match="Row 0 holds"):
+        with pytest.raises(ValueError, match=r"Row 0 holds .* in column [01], but"):
             tokenizer.inverse_transform(X)
     with pytest.raises(ValueError, match="2 axes"):
         tokenizer.inverse_transform([3, 4])

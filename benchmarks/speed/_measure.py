@@ -33,7 +33,8 @@ class Target(NamedTuple):
     The contestant must be `at_least` this many times as fast as the peer, or its time
     `at_most` this many times the peer's. A peer that never got to its goal counts with
     the seconds that it spent, which makes the ratio a lower bound; a contestant that
-    never got there has the ratio zero.
+    never got there has the ratio zero. With neither number, the ratio of speeds is
+    shown and nothing is asked of it.
     """
 
     question: str
@@ -62,17 +63,21 @@ class Target(NamedTuple):
         with np.errstate(divide="ignore"):
             return ratios if self.at_most is None else 1.0 / ratios
 
-    def is_met(self, ratio: float) -> bool:
-        """Whether a ratio is good enough."""
-        if self.at_least is None:
-            return ratio <= self.at_most
-        return ratio >= self.at_least
+    def verdict(self, ratio: float) -> str:
+        """Whether a ratio is good enough, in words."""
+        if self.at_most is not None:
+            return "met" if ratio <= self.at_most else "not met"
+        if self.at_least is not None:
+            return "met" if ratio >= self.at_least else "not met"
+        return ""
 
     def wanted(self) -> str:
         """The target in words."""
-        if self.at_least is None:
+        if self.at_most is not None:
             return f"at most {self.at_most:g} times the time"
-        return f"at least {self.at_least:g} times as fast"
+        if self.at_least is not None:
+            return f"at least {self.at_least:g} times as fast"
+        return "none (times as fast)"
 
 
 @dataclass
@@ -92,6 +97,7 @@ class Study:
     columns: dict[str, str]
     configurations: Callable[[argparse.Namespace], list[dict]] = lambda options: [{}]
     targets: tuple[Target, ...] = ()
+    threads: tuple[int, ...] = (1,)
     arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     draw: Callable[[list[dict], Path], None] | None = None
     notes: Callable[[list[dict]], list[str]] = field(default=lambda rows: [])
@@ -119,7 +125,7 @@ class Study:
                 versions = {k: v for k, v in environment().items() if k not in row}
                 append(options.output, {**row, **versions, "command": command})
         rows = read(options.output)
-        if self.draw is not None:
+        if self.draw is not None and rows:
             self.draw(rows, options.output.with_suffix(".png"))
         page = self.render(rows)
         options.output.with_suffix(".md").write_text(page)
@@ -130,7 +136,9 @@ class Study:
         parser = argparse.ArgumentParser(description=self.title)
         parser.add_argument("--output", type=Path, default=self.path)
         parser.add_argument("--repetitions", type=int, default=5)
-        parser.add_argument("--threads", type=int, nargs="+", default=[1])
+        parser.add_argument(
+            "--threads", type=int, nargs="+", default=list(self.threads)
+        )
         parser.add_argument(
             "--tiny", action="store_true", help="see that it runs: figures mean nothing"
         )
@@ -173,7 +181,7 @@ class Study:
         """Rows of one configuration, measured in a process of its own."""
         command = [sys.executable, str(FOLDER / f"{self.name}.py")]
         command += ["--one", json.dumps(configuration), "--threads", str(threads)]
-        skipped = {"one", "threads", "output", "render", "tiny"}
+        skipped = {"one", "threads", "output", "render"}
         for name, value in vars(options).items():
             if name in skipped or value is None or value is False:
                 continue
@@ -205,7 +213,10 @@ class Study:
             f"time of {self.unit}",
             *(name.replace("_", " ") for name in self.columns),
         ]
-        lines = [f"# {self.title}", "", self.protocol, "", *table_head(header)]
+        lines = [f"# {self.title}", "", self.protocol, ""]
+        if not rows:
+            return "\n".join([*lines, "Not measured yet."]) + "\n"
+        lines += table_head(header)
         for key, chosen in grouped(rows):
             seconds = [float(row["seconds"]) for row in chosen if row["seconds"]]
             cells = [*key, str(len(chosen)), durations(seconds)]
@@ -311,7 +322,7 @@ def target_table(measured: list[tuple[Study, list[dict]]]) -> list[str]:
                 if len(ratios):
                     middle, low, high = (f(ratios) for f in (np.median, min, max))
                     spread = f"{middle:.2f} ({low:.2f} to {high:.2f})"
-                    verdict = "met" if target.is_met(middle) else "not met"
+                    verdict = target.verdict(middle)
                 else:
                     spread, verdict = "not measured", ""
                 lines.append(
@@ -322,8 +333,6 @@ def target_table(measured: list[tuple[Study, list[dict]]]) -> list[str]:
 
 def made_by(rows: list[dict]) -> list[str]:
     """Commands, versions and how busy the machine was."""
-    if not rows:
-        return ["Not measured yet."]
     lines = [f"- `{command}`" for command in dict.fromkeys(r["command"] for r in rows)]
     names = [name for name in environment() if name != "threads"]
     lines += dict.fromkeys(

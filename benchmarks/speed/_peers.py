@@ -153,9 +153,12 @@ def loader_batches(X, batch_size, device):
 def indexed_batches(X, batch_size, device):
     """Batches by a random permutation of rows that lie on the device."""
     rows = torch.tensor(X, device=device)
-    return lambda: (
-        rows[part] for part in torch.randperm(len(rows), device=device).split(batch_size)
-    )
+
+    def batches():
+        order = torch.randperm(len(rows), device=device)
+        return (rows[part] for part in order.split(batch_size))
+
+    return batches
 
 
 def plain(

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 from _measure import Study, Target, interleaved, seconds_of, timed
@@ -26,7 +27,6 @@ BATCHED, PROCESSES, ONE = (
 )
 N_JOBS = {BATCHED: None, PROCESSES: 2, ONE: 1}
 OURS, TORCH_OPTIM = "import, one fit", "import, one fit, a torch.optim optimiser"
-IMPORT = "import alone"
 
 
 def search(name, epochs, grid, n_folds):
@@ -54,28 +54,25 @@ def search(name, epochs, grid, n_folds):
     }
 
 
-def cold(optimiser):
-    """What a new worker process does; prints the bound that it reached."""
-    from sklearn.datasets import load_digits
-
-    from skvae import VAE
-
-    warnings.simplefilter("ignore")
-    vae = VAE(10, width=64, max_iter=1, device="cpu", random_state=0)
-    vae.fit(load_digits().data / 16.0)
-    if optimiser:
-        import torch
-
-        torch.optim.Adam(vae.module_.parameters())
-    print(json.dumps({"bound": vae.best_bound_}))
+# What a new worker process does, and prints the bound that it reached.
+COLD_START = """
+import json, warnings
+import numpy as np
+from skvae import VAE
+warnings.simplefilter("ignore")
+X = np.random.default_rng(0).standard_normal((1797, 64))
+vae = VAE(10, width=64, max_iter=1, device="cpu", random_state=0).fit(X)
+{}
+print(json.dumps({{"bound": vae.best_bound_}}))
+"""
+OPTIMISER = "import torch; torch.optim.Adam(vae.module_.parameters())"
 
 
-def in_fresh_process(*arguments):
-    """A contestant: this file in another process, with the seconds that it tells."""
-    command = [sys.executable, __file__, "--here", json.dumps(arguments)]
+def in_fresh_process(*command):
+    """A contestant: another process, with the seconds that it tells or takes."""
 
     def run():
-        seconds, answer = seconds_of(command)
+        seconds, answer = seconds_of([sys.executable, *command])
         return {"seconds": seconds, **json.loads(answer.splitlines()[-1])}
 
     return run
@@ -86,19 +83,20 @@ def measure(configuration, options):
     if options.tiny:
         epochs, grid, n_folds = 1, {"beta": [1.0, 2.0]}, 2
     if configuration["question"] == COLD:
-        command = [sys.executable, "-c", "from skvae import VAE"]
         contestants = {
-            OURS: in_fresh_process("cold", False),
-            TORCH_OPTIM: in_fresh_process("cold", True),
+            TORCH_OPTIM: in_fresh_process("-c", COLD_START.format(OPTIMISER)),
         }
         if not options.tiny:
-            contestants[IMPORT] = lambda: {"seconds": seconds_of(command)[0]}
+            contestants[OURS] = in_fresh_process("-c", COLD_START.format(""))
         yield from timed(COLD, contestants, options.repetitions, not options.tiny)
         return
+    setting = epochs, grid, n_folds
     contestants = {
-        name: in_fresh_process("search", name, epochs, grid, n_folds)
-        for name in (N_JOBS if not options.tiny else [BATCHED])
+        name: in_fresh_process(__file__, "--here", json.dumps([name, *setting]))
+        for name in N_JOBS
     }
+    if options.tiny:
+        contestants = {name: partial(search, name, *setting) for name in (BATCHED, ONE)}
     answers = []
     # No warm-up round: each contestant warms its own processes up.
     for repetition, name, seconds, answer in interleaved(
@@ -107,11 +105,12 @@ def measure(configuration, options):
         answers.append(answer["scores"])
         row = {"question": SEARCH, "contestant": name, "repetition": repetition}
         difference = np.abs(np.array(answer["scores"]) / np.array(answers[0]) - 1)
+        # The processor seconds of other processes are not in it.
+        processor = "" if name == PROCESSES else answer["processor_seconds"]
         yield {
             **row,
             "seconds": seconds,
-            # That of the workers is not in it.
-            "processor_seconds": answer["processor_seconds"] if name != PROCESSES else "",
+            "processor_seconds": processor,
             "log_likelihood": max(answer["scores"]),
             "difference": difference.max(),
         }
@@ -148,7 +147,6 @@ STUDY = Study(
 
 if __name__ == "__main__":
     if "--here" in sys.argv:
-        what, *given = json.loads(sys.argv[sys.argv.index("--here") + 1])
-        print(json.dumps(search(*given))) if what == "search" else cold(*given)
+        print(json.dumps(search(*json.loads(sys.argv[-1]))))
     else:
         STUDY.main()

@@ -1,9 +1,10 @@
 """How long a training step takes, beside loops that others write and pythae's.
 
-python benchmarks/speed/train.py --threads 1 2
+python benchmarks/speed/train.py
 """
 
 import time
+from itertools import pairwise
 
 import _peers
 import torch
@@ -36,7 +37,7 @@ def products(sizes, n_steps, repeats=1):
         [sizes.n_latents, sizes.width, sizes.width, sizes.n_features],
     ]
     for network in widths:
-        for n_in, n_out in zip(network[:-1], network[1:], strict=True):
+        for n_in, n_out in pairwise(network):
             layers.append(
                 {
                     "x": draw(batch, n_in),
@@ -128,10 +129,11 @@ STUDY = Study(
         for peer, ratio in (
             ("pythae", 2.0),
             (LOADER, 1.65),
-            (INDEXED, 1.0),
+            (INDEXED, None),
             (PRODUCTS, 0.7),
         )
     ),
+    threads=(1, 2),
     arguments=arguments,
 )
 

@@ -48,7 +48,7 @@ def run_compare(arguments):
     seconds = time.perf_counter() - started
     if page is not None:
         write_page(page, arguments, data, results, forecast, seconds)
-    say(f"{seconds:.0f} seconds in all.")
+    say(f"{time.perf_counter() - started:.0f} seconds in all.")
 
 
 def describe(data: Prepared):

@@ -71,7 +71,9 @@ def kl_pictures(models, forecast):
     foretold = None if forecast is None else forecast.kl
     shown = [m.estimator.kl_per_component_ for m in models]
     shown += [] if foretold is None else [foretold[np.isfinite(foretold)]]
-    top = 1.08 * max(np.concatenate(shown).max(), 1e-3)
+    # With a forecast there is a legend above the bars.
+    room = 1.08 if forecast is None else 1.35
+    top = room * max(np.concatenate(shown).max(), 1e-3)
 
     def draw_for(model):
         def draw(ax):
@@ -157,6 +159,8 @@ def scatter_pictures(results, data, seed):
             if by_tsne:
                 # The units of t-SNE mean nothing.
                 ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
+            else:
+                ax.locator_params(nbins=4)
 
         pictures.append((result, drawn(draw, size=(2.9, 2.7), name=f"z{result.name}")))
     return pictures

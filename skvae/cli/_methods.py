@@ -36,7 +36,7 @@ MAX_ENUMERATED = 20
 BASELINE_COLOR = "#8a949e"
 COLORS = [
     *("#4c8dd6", "#e08a1e", "#22a079", "#a06bd3"),
-    *("#d6568c", "#b5a020", "#2ba6b5", "#b0654a"),
+    *("#d6568c", "#b5a020", "#9c5b3b", "#2ba6b5"),
 ]
 
 

@@ -169,7 +169,8 @@ def scatter_section(results, data, seed):
         "are blown up to clumps of the same size: read the table beside it."
         if by_tsne
         else "Components are ordered by KL (by variance for the baselines). Two of "
-        "them show a part of the picture; the probes in the table use all."
+        "them show a part of the picture"
+        + ("; the probes in the table use all." if data.probed else ".")
     )
     kind = "all latents, by t-SNE" if by_tsne else "the first two latents"
     return section(
@@ -321,7 +322,7 @@ def page(data, results, forecast, *, command, arguments, seconds):
         f"{content(data)}"
     )
     meaning = (
-        traversal_section(models, data) + image_sections(results, models, data, seed)
+        image_sections(results, models, data, seed) + traversal_section(models, data)
         if data.texts is None
         else document_sections(models, data, seed)
     )

@@ -12,6 +12,7 @@ from skvae.cli._data import Prepared
 N_REBUILT, N_DRAWN, N_STEPS = 5, 6, 7
 # Shown documents are short, so that a reader can compare them.
 SHORTEST, LONGEST = 5, 16
+MOST_REPEATED = 3
 
 
 def shown_documents(data: Prepared, n):
@@ -36,7 +37,16 @@ def ends(data: Prepared):
 def written(data: Prepared, tokens):
     """Texts of a token matrix; a document without words is said to be empty."""
     texts = data.texts.tokenizer.inverse_transform(tokens)
-    return [text or "(nothing)" for text in texts]
+    return [shortened(text) or "(nothing)" for text in texts]
+
+
+def shortened(text):
+    """The text with words in long succession told once, and how often they came."""
+    words = []
+    for word, group in itertools.groupby(text.split()):
+        n = len(list(group))
+        words += [f"{word} ({n} times)"] if n > MOST_REPEATED else [word] * n
+    return " ".join(words)
 
 
 def named(result, text):

@@ -44,7 +44,7 @@ from skvae.posteriors import EncoderPosterior
 from skvae.priors import StandardNormal
 
 # Elements of the largest temporary array of scoring.
-SCORE_ELEMENTS = 1 << 22
+SCORE_ELEMENTS = 1 << 20
 
 
 def _part(table):
@@ -255,20 +255,21 @@ class BaseVAE(
             u = None if U is None else torch.tensor(U[part]).to(like).unsqueeze(0)
             yield part, x, u
 
-    def _posterior(self, X, u=None):
+    def _posterior(self, X, u=None, *, with_std=True):
         check_is_fitted(self)
         X = self._check_X(X)
         U = None if u is None else self._auxiliary(X, None, u, reset=False)
         model = self._lifted_model(X.dtype)
         dtype = np.float64 if X.dtype == np.float64 else np.float32
         mean = np.empty((X.shape[0], model.n_latents), dtype=dtype)
-        std = np.empty_like(mean)
+        std = np.empty_like(mean) if with_std else None
         chunk = model.rows_at_once(EVALUATION_ROWS)
         with torch.no_grad():
             for part, x, u_part in self._chunks(model, X, U, chunk):
                 q = self._inference.posterior(model, x, u_part)
                 mean[part] = q.loc[0].cpu().numpy()[:, self._order]
-                std[part] = q.scale[0].cpu().numpy()[:, self._order]
+                if with_std:
+                    std[part] = q.scale[0].cpu().numpy()[:, self._order]
         return mean, std
 
     def transform(self, X):
@@ -284,7 +285,7 @@ class BaseVAE(
         Z : ndarray of shape (n_samples, n_components)
             Posterior means, components in order of their KL, in the dtype of X.
         """
-        return self._posterior(X)[0]
+        return self._posterior(X, with_std=False)[0]
 
     def posterior(self, X):
         """Mean and standard deviation of the posterior of each row.

@@ -142,7 +142,7 @@ class ConditionalVAE(BaseVAE):
         Z : ndarray of shape (n_samples, n_components)
             Means of q(z|x,u), or of q(z|x) without u, in the dtype of X.
         """
-        return self._posterior(X, u)[0]
+        return self._posterior(X, u, with_std=False)[0]
 
     def posterior(self, X, u=None):
         """Mean and standard deviation of the posterior of each row.

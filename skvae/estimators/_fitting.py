@@ -98,17 +98,26 @@ class Lent:
 
 def as_tensor(array, dtype, device):
     """A tensor of this dtype on the device, over the array's own memory if it fits."""
-    array = np.require(array, requirements=["C", "ALIGNED"])
+    array = np.require(array, requirements="ALIGNED")
     return torch.from_numpy(np.asarray(Lent(array))).to(device=device, dtype=dtype)
+
+
+def fits(X, dtype, device):
+    """Whether X may rest on the device: in at most half of what is free there."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return X.size * dtype.itemsize <= 0.5 * free
 
 
 def to_data(X, U, weight, device):
     """Contiguous tensors on the device: floats in single precision, uint8 as is.
 
-    On the CPU nothing is copied that has this form: maps of files stay files.
+    On the CPU nothing is copied that has this form: maps of files stay files. X stays
+    there where it would take most of a GPU's memory.
     """
     dtype = torch.uint8 if X.dtype == np.uint8 else torch.float32
-    x = as_tensor(X, dtype, device)
+    x = as_tensor(X, dtype, device if fits(X, dtype, device) else "cpu")
     u = None if U is None else as_tensor(U, torch.float32, device)
     return Data(x, u, as_tensor(weight, torch.float32, device))
 
@@ -175,7 +184,7 @@ def prepare(model, data, auxiliary):
     if auxiliary.discrete:
         counts = data.weight @ data.u
         seen = counts > 0
-        grid = torch.eye(auxiliary.n_columns, device=data.x.device)[seen]
+        grid = torch.eye(auxiliary.n_columns, device=data.device)[seen]
         log_weights = torch.log(counts[seen] / counts.sum())
     else:
         rows = spread(data.x.shape[0], MIXTURE_ROWS)
@@ -191,7 +200,7 @@ def spread(n, limit):
 
 def subset(data, limit=SUMMARY_ROWS):
     """Evenly spaced rows of the data."""
-    rows = torch.as_tensor(spread(data.n_rows, limit), device=data.x.device)
+    rows = torch.as_tensor(spread(data.n_rows, limit), device=data.device)
     return data._replace(rows=rows if data.rows is None else data.rows[rows])
 
 
@@ -199,7 +208,7 @@ def split(data, fraction, seed):
     """Random training and validation parts."""
     n = data.n_rows
     n_validation = min(max(1, round(fraction * n)), n - 1)
-    rows = permutations([generator(seed)], n)[0].to(data.x.device)
+    rows = permutations([generator(seed)], n)[0].to(data.device)
     return (
         data._replace(rows=rows[n_validation:]),
         data._replace(rows=rows[:n_validation]),
@@ -229,7 +238,7 @@ def largest_variance(data):
 @torch.no_grad()
 def summarise(model, inference, data, seeds):
     """Posterior means ``(R, n, d)`` and weighted mean KL per component ``(R, d)``."""
-    noise_streams = [generator(seed.noise, data.x.device) for seed in seeds]
+    noise_streams = [generator(seed.noise, data.device) for seed in seeds]
     means, total = [], 0.0
     for x, u, weight in chunks(data, model.rows_at_once(EVALUATION_ROWS)):
         q = inference.posterior(model, x, u)

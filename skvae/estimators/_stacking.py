@@ -88,7 +88,7 @@ def _data_shape(data: Data | None) -> Hashable:
     if data is None:
         return None
     u = None if data.u is None else (data.u.shape[1:], data.u.dtype)
-    return data.n_rows, data.x.shape[1:], data.x.dtype, data.x.device, u
+    return data.n_rows, data.x.shape[1:], data.x.dtype, data.device, u
 
 
 def key(request: Request) -> Hashable:
@@ -173,7 +173,7 @@ def pooled(parts: list[Data], sizes: list[int]) -> Data:
         None if tensors[0] is None else torch.cat(tensors)
         for tensors in zip(*(block[:3] for block in blocks), strict=True)
     )
-    return Data(x, u, weight, torch.tensor(owners, device=x.device), len(blocks))
+    return Data(x, u, weight, torch.tensor(owners, device=weight.device), len(blocks))
 
 
 class StackedObjective:
@@ -279,7 +279,7 @@ def train_together(requests: list[Request]) -> list[History | Exception]:
         validation = pooled([request.validation for request in requests], sizes)
     seeds = [seed for request in requests for seed in request.seeds]
     objective = StackedObjective(
-        [request.objective for request in requests], sizes, first.data.x.device
+        [request.objective for request in requests], sizes, first.data.device
     )
     data = pooled([request.data for request in requests], sizes)
     run = Training(

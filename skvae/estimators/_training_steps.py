@@ -100,8 +100,11 @@ class TrainingSteps:
             if constant and parts.likelihood.domain == "real":
                 warn(constant)
         # Only ratios count; rows of weight zero would leave batches without weight.
-        share = np.empty(len(weight), dtype=np.float32)
-        weight = np.divide(weight, weight.max(), out=share, casting="same_kind")
+        if sample_weight is None:
+            weight = np.broadcast_to(np.float32(1.0), weight.shape)
+        else:
+            share = np.empty(len(weight), dtype=np.float32)
+            weight = np.divide(weight, weight.max(), out=share, casting="same_kind")
         kept = slice(None) if weight.all() else weight > 0
         U = None if U is None else U[kept]
         data = to_data(X[kept], U, weight[kept], resolve_device(self.device))
@@ -166,7 +169,7 @@ class TrainingSteps:
         n_features, auxiliary = data.x.shape[1], self._auxiliary_shape()
         n_latents = self._n_latents(n_features)
         model = build_model(parts, n_latents, n_features, auxiliary, seeds)
-        model = model.to(data.x.device)
+        model = model.to(data.device)
         prepare(model, data, auxiliary)
         if self.warm_start and hasattr(self, "module_"):
             # Into a new model, so that parts which changed in between count.
@@ -299,7 +302,7 @@ class TrainingSteps:
             X, parts, data = self._inputs(
                 X, y, u, sample_weight, reset=first, **options
             )
-            device = data.x.device
+            device = data.device
             if first:
                 score_seed, seeds = draw_seeds(check_random_state(self.random_state), 1)
                 auxiliary = self._auxiliary_shape()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from skvae.metrics import active_units, kl_per_unit, mutual_information
+from skvae.probes import linear_probe
 
 
 def usage(mean, std) -> dict:
@@ -19,10 +17,10 @@ def usage(mean, std) -> dict:
     }
 
 
-def linear_probe(codes, y, test_codes, y_test) -> float:
+def linear_accuracy(codes, y, test_codes, y_test) -> float:
     """Accuracy of a logistic regression on standardised codes."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return round(float(probe.fit(codes, y).score(test_codes, y_test)), 4)
+    probe = linear_probe().fit(codes, y)
+    return round(float(probe.score(test_codes, y_test)), 4)
 
 
 def held_out_rows(u, n_rows: int, seed: int):

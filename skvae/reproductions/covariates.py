@@ -11,7 +11,7 @@ from sklearn.feature_selection import VarianceThreshold
 from sklearn.model_selection import train_test_split
 
 from skvae.estimators import iVAE
-from skvae.reproductions._measures import linear_probe, usage
+from skvae.reproductions._measures import linear_accuracy, usage
 from skvae.reproductions._table import Cell, Options, Table
 
 N_LATENTS, EPOCHS = 10, 60
@@ -38,7 +38,7 @@ def measure(covariance: str, objective: str, seed: int, options: Options) -> dic
     mean, std = estimator.posterior(X_test)
     return {
         "epochs": estimator.n_iter_,
-        "probe": linear_probe(estimator.transform(X), y, mean, y_test),
+        "probe": linear_accuracy(estimator.transform(X), y, mean, y_test),
         "ll": round(float(estimator.score_samples(X_test).mean()), 3),
         "ll_given_u": round(float(estimator.score_samples(X_test, u=y_test).mean()), 3),
         "active": usage(mean, std)["active"],
@@ -60,8 +60,8 @@ def cells(options: Options):
 TABLES = {
     "covariates": Table(
         "Codes without u of an iVAE that was fitted with it",
-        "The digits of scikit-learn in [0, 1], three quarters of the rows for training, "
-        "pixels that are constant there left out; u is the class. iVAE with "
+        "The digits of scikit-learn in [0, 1], three quarters of the rows for "
+        "training, pixels that are constant there left out; u is the class. iVAE with "
         f"{N_LATENTS} latents and learned noise. "
         "On held-out rows: accuracy of a logistic regression on posterior means "
         "without u, fitted to those of training rows; log p(x) in nats by 100 "

@@ -45,9 +45,10 @@ def measure(name: str, method: str, seed: int, options: Options) -> dict:
         max_iter=options.epochs or EPOCHS,
         random_state=seed,
         **{**SHARED, **own},
-    ).fit(parts[0])
+    )
+    result = image_columns(estimator, *parts)
     slope = getattr(estimator, "inverse_lipschitz_", 0.0)
-    return {**image_columns(estimator, *parts), "inverse_lipschitz": round(slope, 3)}
+    return {**result, "inverse_lipschitz": round(slope, 3)}
 
 
 def cells(options: Options):

@@ -69,7 +69,7 @@ def measure(setting: Setting, method: str, seed: int, options: Options) -> dict:
         max_iter=options.epochs or setting.epochs,
         n_draws=setting.n_draws,
         random_state=seed,
-    ).fit(X)
+    )
     return {
         "device": resolve_device("auto").type,
         "images": setting.n_training,

@@ -17,7 +17,7 @@ from skvae.estimators import LIDSVAE, SequenceVAE, SkipSequenceVAE
 from skvae.inference import Lagging, SemiAmortized
 from skvae.metrics import active_units
 from skvae.objectives import ELBO
-from skvae.reproductions._measures import linear_probe, usage
+from skvae.reproductions._measures import linear_accuracy, usage
 from skvae.reproductions._table import Cell, Options, Table
 from skvae.text import Tokenizer
 
@@ -77,8 +77,8 @@ METHODS = {
 def read_documents(path: Path, n_rows: int):
     """Up to n_rows documents, evenly spaced in the file, and their labels or None."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            lines = file.read().splitlines()
+        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+            lines = [line.rstrip("\n") for line in file]
     except FileNotFoundError:
         raise OSError(
             f"Data not found: there is no {path}. It is a gzip file with a document a "
@@ -163,7 +163,7 @@ def measure(name: str, method: str, seed: int, options: Options) -> dict:
         "fit_seconds": round(sum(estimator.history_["seconds"]), 1),
     }
     if y is not None:
-        result["probe"] = linear_probe(estimator.transform(X), y, mean, y_test)
+        result["probe"] = linear_accuracy(estimator.transform(X), y, mean, y_test)
     return result
 
 
