@@ -37,6 +37,7 @@ LAYERS = {
     "_training": 2,
     "inference": 2,
     "objectives": 2,
+    "_batches": 1,
     "_model": 1,
     "likelihoods": 1,
     "networks": 1,

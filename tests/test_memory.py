@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 
 from skvae import VAE
+from skvae._batches import Data, batches, chunks
 from skvae._random import Seeds, streams
-from skvae._training import Data, batches, chunks
 from skvae._validation import BLOCK, constant_columns, first_where
 from skvae.estimators._fitting import (
     as_tensor,
@@ -270,3 +271,26 @@ def test_pieces_of_a_file_give_what_the_whole_gives(tmp_path):
         pair = np.corrcoef(codes[0][:, column], codes[1][:, column])[0, 1]
         assert abs(pair) > 0.95
     assert (np.diff(pieces.kl_per_component_) <= 0).all()
+
+
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+@pytest.mark.filterwarnings("ignore:max_iter=4 was reached")
+@pytest.mark.parametrize("params", [{}, {"n_init": 3}, {"early_stopping": True}])
+def test_rows_that_are_moved_train_as_rows_that_rest(params, monkeypatch):
+    """What happens to data too large for a GPU, with the CPU in the part of both."""
+    X = np.random.default_rng(0).standard_normal((300, 5)).astype(np.float32)
+    estimator = VAE(2, width=8, max_iter=4, batch_size=32, random_state=0, **params)
+    resting = clone(estimator).fit(X)
+    move, sizes = Data.moved, []
+
+    def moved(data, rows):
+        sizes.append(rows.shape[1])
+        return move(data, rows)
+
+    monkeypatch.setattr(Data, "moved", moved)
+    monkeypatch.setattr(Data, "streamed", property(lambda data: True))
+    monkeypatch.setattr("skvae._batches.NOISE_BLOCK", 2 * 32 * 3)
+    streamed = clone(estimator).fit(X)
+    assert max(sizes) == 3 * 32
+    np.testing.assert_array_equal(streamed.transform(X), resting.transform(X))
+    assert streamed.history_["bound"] == resting.history_["bound"]

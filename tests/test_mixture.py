@@ -16,10 +16,10 @@ from sklearn.model_selection import GridSearchCV
 from torch import distributions
 
 from skvae import LIDMVAE, MixtureVAE, PosteriorCollapseWarning, load, save
+from skvae._batches import Data
 from skvae._gaussian import DiagonalGaussian
 from skvae._model import Frame, LatentVariableModel, Parts
 from skvae._random import Seeds
-from skvae._training import Data
 from skvae.datasets import make_pinwheel
 from skvae.estimators._fitting import Auxiliary, build_model, prepare
 from skvae.likelihoods import Gaussian

@@ -22,8 +22,8 @@ from skvae import (
     load,
     save,
 )
+from skvae._batches import by_length
 from skvae._random import generator
-from skvae._training import by_length
 from skvae._validation import check_X
 from skvae.estimators import _fitting
 from skvae.estimators._sequences import check_tokens

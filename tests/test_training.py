@@ -10,18 +10,16 @@ from scipy.stats import multivariate_normal
 from torch import nn
 
 from skvae import VAE, iVAE
+from skvae._batches import Data, batches, chunks
 from skvae._model import Frame
 from skvae._optimizer import CLIP_RATIO, FlatAdam
 from skvae._random import Seeds, streams
 from skvae._training import (
     MAX_ROLLBACKS,
     SCHEDULES,
-    Data,
     NonFiniteLossError,
     Settings,
-    batches,
     bound,
-    chunks,
     train,
 )
 from skvae.estimators._fitting import (
@@ -228,7 +226,7 @@ def test_an_epoch_gives_every_row_once_to_every_replica(n_rows):
 
 
 def test_noise_made_in_blocks_follows_the_rows(monkeypatch):
-    monkeypatch.setattr("skvae._training.NOISE_BLOCK", 2 * 16 * D)
+    monkeypatch.setattr("skvae._batches.NOISE_BLOCK", 2 * 16 * D)
     x = torch.arange(90).float().unsqueeze(1)
     data = Data(x, None, torch.ones(90))
     epoch = list(batches(data, streams(SEEDS[:1], "cpu"), 16, D))

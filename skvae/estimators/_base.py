@@ -16,9 +16,10 @@ from sklearn.base import (
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.utils import check_array
 
+from skvae._batches import EVALUATION_ROWS
 from skvae._random import generator, shared_noise
 from skvae._spec import resolve
-from skvae._training import EVALUATION_ROWS, SCHEDULES
+from skvae._training import SCHEDULES
 from skvae._validation import (
     HasMethods,
     Interval,

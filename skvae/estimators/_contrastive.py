@@ -10,9 +10,9 @@ from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from skvae._batches import EVALUATION_ROWS
 from skvae._model import LatentVariableModel, Terms
 from skvae._optimizer import FlatAdam
-from skvae._training import EVALUATION_ROWS
 from skvae._validation import warn
 from skvae.networks._layers import Linear
 from skvae.networks._maxout import MaxoutNetwork

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from skvae._batches import EVALUATION_ROWS, Data, chunks
 from skvae._model import Frame, LatentVariableModel, Parts
 from skvae._random import (
     Seeds,
@@ -18,7 +19,6 @@ from skvae._random import (
     standard_normal,
     weight_generators,
 )
-from skvae._training import EVALUATION_ROWS, Data, chunks
 from skvae._validation import warn
 from skvae.metrics import match_components
 
@@ -98,13 +98,13 @@ class Lent:
 
 def as_tensor(array, dtype, device):
     """A tensor of this dtype on the device, over the array's own memory if it fits."""
-    array = np.require(array, requirements="ALIGNED")
+    array = np.require(array, requirements=["ALIGNED"])
     return torch.from_numpy(np.asarray(Lent(array))).to(device=device, dtype=dtype)
 
 
 def fits(X, dtype, device):
     """Whether X may rest on the device: in at most half of what is free there."""
-    if device.type != "cuda":
+    if torch.device(device).type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
     return X.size * dtype.itemsize <= 0.5 * free

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from sklearn.base import ClusterMixin
 
+from skvae._batches import chunks
 from skvae._random import generator, shared_noise
 from skvae._spec import resolve
-from skvae._training import chunks
 from skvae._validation import Interval, StrOptions, check_is_fitted
 from skvae.estimators._base import BaseVAE
 from skvae.estimators._fitting import subset

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skvae._training import Data, Epoch, History, Settings, Training, train
+from skvae._batches import Data
+from skvae._training import Epoch, History, Settings, Training, train
 
 TRAINER: ContextVar[Callable] = ContextVar("TRAINER", default=train)
 
