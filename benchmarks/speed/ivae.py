@@ -27,7 +27,7 @@ from skvae.priors import ConditionalGaussian
 
 SEGMENTS, TRAINING, HELD_OUT = 40, 1000, 200
 WIDTH, BATCH, RATE, NOISE_VARIANCE = 100, 64, 0.01, 0.1
-GOAL, EPOCHS = 0.9, 10
+GOAL, EPOCHS = 0.9, 8
 STEP = "one step, 5 sources, 5 features"
 FIVE, TWO = (
     f"correlation of {GOAL:g}, {sizes}"

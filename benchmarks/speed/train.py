@@ -104,7 +104,7 @@ def measure(configuration, options):
 
 
 def arguments(parser):
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--epochs", type=int, default=EPOCHS)
 
 
