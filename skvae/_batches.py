@@ -103,7 +103,8 @@ class Data(NamedTuple):
     def total_weight(self) -> Tensor:
         """Sum of the weights, of each replica ``(R,)`` where they differ."""
         if self.rows is not None:
-            return self.weight.index_select(0, self.rows).sum()
+            parts = self.rows.split(EVALUATION_ROWS)
+            return sum(self.weight.index_select(0, part).sum() for part in parts)
         if self.block is None:
             return self.weight.sum()
         return self.weight.view(self.n_blocks, -1).sum(1)[self.block]

@@ -14,7 +14,7 @@ from skvae._gaussian import DiagonalGaussian
 # Numbers in the largest layer of a chunk of rows, outside training.
 ACTIVATIONS = 1 << 22
 # Numbers of the data in such a chunk, and in one that the frame is measured from.
-EVALUATED, MEASURED = 1 << 20, 1 << 16
+EVALUATED, MEASURED = 1 << 19, 1 << 16
 
 
 class Frame(nn.Module):
@@ -121,7 +121,8 @@ class LatentVariableModel(nn.Module):
 
     def posterior(self, x: Tensor, u: Tensor | None = None) -> DiagonalGaussian:
         """q(z|x), or q(z|x,u), shape ``(R, B, d)``."""
-        features = (self.likelihood.features(x) - self.frame.centre) / self.frame.scale
+        features = self.likelihood.features(x) - self.frame.centre
+        features /= self.frame.scale
         family = self.posterior_family
         raw = self.encoder(family.inputs(features, u)).to(features.dtype)
         return family.combine(family.read(raw, self.n_latents), self.prior, u)

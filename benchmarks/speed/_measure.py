@@ -223,7 +223,8 @@ class Study:
             for name, pattern in self.columns.items():
                 cells.append(summary([row[name] for row in chosen], pattern))
             lines.append("| " + " | ".join(cells) + " |")
-        lines += ["", "Median over repetitions (smallest to largest).", ""]
+        spread = "Median over repetitions (smallest to largest)"
+        lines += ["", f"{spread}; sizes as said unless the command says otherwise.", ""]
         lines += [*self.notes(rows), *target_table([(self, rows)])]
         return "\n".join([*lines, *made_by(rows)]) + "\n"
 

@@ -72,9 +72,11 @@ def slopes(measured):
 
 
 def curves(measured):
-    """Sizes and seconds ``(sizes, repetitions)`` by axis."""
+    """Sizes and seconds ``(sizes, repetitions)`` by axis, with the first threads."""
     found = {}
-    for (axis, size, _), chosen in grouped(measured):
+    for (axis, size, threads), chosen in grouped(measured):
+        if threads != measured[0]["threads"]:
+            continue
         sizes, seconds = found.setdefault(axis, ([], []))
         sizes.append(int(size))
         seconds.append([float(row["seconds"]) for row in chosen])
@@ -87,6 +89,7 @@ def draw(measured, path):
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     found = curves(measured)
     exponents = slopes(measured)
@@ -107,6 +110,8 @@ def draw(measured, path):
         )
         panel.set(xscale="log", yscale="log", xlabel=axis)
         panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.minorticks_off()
         panel.set_title(f"slope {exponents[axis]:.2f}", fontsize=9)
         panel.grid(alpha=0.3)

@@ -13,6 +13,7 @@ two moments and the last good copy.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -131,8 +132,7 @@ def measure(path, mode, method):
     del kept
     n_parameters = sum(p.numel() for p in vae.module_.parameters())
     model = 4 * BUFFERS * n_parameters
-    itemsize = 4 if output.ndim == 2 else 8
-    produced = itemsize * output.size if output.ndim == 2 else output.nbytes
+    produced = output.itemsize * output.size
     return {
         "data_mb": X.nbytes / MEGABYTE,
         "model_mb": model / MEGABYTE,
@@ -156,10 +156,10 @@ def main():
         path, kind, method = arguments.one
         print(json.dumps(measure(path, INPUTS[kind][1], method)))
         return
-    from skvae.reproductions._table import append, environment, read, summary
+    from skvae.reproductions._table import append, environment
 
     arguments.output.unlink(missing_ok=True)
-    command = "python benchmarks/speed/memory.py " + " ".join(sys.argv[1:])
+    command = shlex.join(["python", "benchmarks/speed/memory.py", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as folder:
         paths = write_data(Path(folder), arguments.rows, arguments.features)
         for method in arguments.methods:
@@ -171,16 +171,24 @@ def main():
                 row |= json.loads(answer.stdout.splitlines()[-1])
                 print(row, flush=True)
                 append(arguments.output, {**row, **environment(), "command": command})
+    render(arguments.output)
+
+
+def render(path):
+    """The Markdown page of the rows in the CSV file."""
+    from skvae.reproductions._table import environment, read, summary
+
     header = ["method", "input", *COLUMNS]
     lines = ["# Peak memory", "", " ".join(__doc__.split("\n\n")[1].split()), ""]
     lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    rows = read(arguments.output)
+    rows = read(path)
     for row in rows:
         cells = [summary([row[name]], pattern) for name, pattern in COLUMNS.items()]
         lines.append("| " + " | ".join([row["method"], row["input"], *cells]) + " |")
     versions = ", ".join(f"{name} {rows[0][name]}" for name in environment())
-    lines += ["", f"- `{command.strip()}`", f"- {versions}"]
-    arguments.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    commands = dict.fromkeys(row["command"].strip() for row in rows)
+    lines += ["", *(f"- `{command}`" for command in commands), f"- {versions}"]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from skvae._validation import (
 from skvae.estimators._fitting import (
     Auxiliary,
     Specifications,
+    as_tensor,
     lifted,
 )
 from skvae.estimators._training_steps import TrainingSteps
@@ -252,7 +253,7 @@ class BaseVAE(
         like = model.frame.centre
         for start in range(0, X.shape[0], rows):
             part = slice(start, start + rows)
-            x = torch.tensor(X[part]).to(like).unsqueeze(0)
+            x = as_tensor(X[part], like.dtype, like.device).unsqueeze(0)
             u = None if U is None else torch.tensor(U[part]).to(like).unsqueeze(0)
             yield part, x, u
 

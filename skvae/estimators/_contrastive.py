@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
@@ -158,6 +157,9 @@ def mean_log_probability(model: SegmentClassifier, data) -> np.ndarray:
 
 def _independent(features, seed):
     """Mean and unmixing matrix of linear ICA, components skewed to the right."""
+    # At the top, every worker process of any estimator would wait for it.
+    from sklearn.decomposition import FastICA
+
     ica = FastICA(
         whiten="unit-variance", whiten_solver="eigh", max_iter=1000, random_state=seed
     )

@@ -8,10 +8,6 @@ import numbers
 
 import numpy as np
 from scipy.stats import entropy
-from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
-from sklearn.linear_model import LassoCV
-from sklearn.metrics import mutual_info_score
-from sklearn.svm import LinearSVC
 from sklearn.utils import Bunch, check_array, check_random_state, check_scalar
 
 from skvae.metrics._validation import check_option, check_truth_and_latents
@@ -99,6 +95,8 @@ def mutual_information_gap(
     >>> round(mutual_information_gap(factors, factors @ [[1, 4], [4, 1]]), 6)
     0.0
     """
+    from sklearn.metrics import mutual_info_score
+
     factors, Z = check_truth_and_latents(factors, Z, name="factors")
     check_scalar(n_bins, "n_bins", numbers.Integral, min_val=2)
     check_option("strategy", strategy, ("uniform", "quantile"))
@@ -387,6 +385,11 @@ def _target(column, fit, is_discrete, j):
 
 
 def _dci_model(predictor, is_discrete, generator):
+    # Here and below: every worker process would wait for these imports otherwise.
+    from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+    from sklearn.linear_model import LassoCV
+    from sklearn.svm import LinearSVC
+
     seed = generator.randint(np.iinfo(np.int32).max)
     if predictor == "gradient_boosting":
         boosting = (
@@ -417,6 +420,8 @@ def _concentration(importance):
 
 def _separability(z, levels, fit, test):
     """Return the balanced accuracy of a linear machine on one latent."""
+    from sklearn.svm import LinearSVC
+
     machine = LinearSVC(C=0.01, class_weight="balanced", dual=False, random_state=0)
     predicted = machine.fit(z[fit, np.newaxis], levels[fit]).predict(
         z[test, np.newaxis]

@@ -34,6 +34,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": torch.clone,
 }
 
+# The same over their argument, for those whose derivative is known from their value.
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    **ACTIVATIONS,
+    "relu": torch.relu_,
+    "tanh": torch.tanh_,
+}
+
 # Outputs start near the constant that a model without latents would learn; from
 # far away the noise grows first, and features are given up that it then hides.
 OUTPUT_GAIN = 0.3
@@ -96,6 +103,10 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return affine(x, self.weight, self.bias)
 
+    def alone(self, x: Tensor) -> Tensor:
+        """The map of a single replica, ``(B, n_in) -> (B, n_out)``."""
+        return torch.addmm(self.bias.view(-1), x, self.weight.squeeze(0))
+
 
 class DenseNetwork(nn.Module):
     """R multilayer perceptrons, ``(R, B, n_in) -> (R, B, n_out)``."""
@@ -112,7 +123,12 @@ class DenseNetwork(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        activate = ACTIVATIONS[self.activation]
+        if self.output.weight.shape[0] > 1:
+            activate = ACTIVATIONS[self.activation]
+            for layer in self.hidden:
+                x = activate(layer(x))
+            return self.output(x)
+        x, activate = x.squeeze(0), IN_PLACE[self.activation]
         for layer in self.hidden:
-            x = activate(layer(x))
-        return self.output(x)
+            x = activate(layer.alone(x))
+        return self.output.alone(x).unsqueeze(0)
