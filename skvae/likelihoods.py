@@ -101,11 +101,14 @@ class _GaussianLogProb(torch.autograd.Function):
     def backward(ctx, gradient):
         x, out, log_scale = ctx.saved_tensors
         gradient = gradient.unsqueeze(-1)
-        difference = x - out
-        by_out = difference * torch.exp(-2.0 * log_scale) * gradient
+        # Standardised first: rows of 1e30 are numbers, their squares are not.
+        inverse = torch.exp(-log_scale)
+        standardised = (x - out) * inverse
+        by_out = standardised * inverse * gradient
         by_log_scale = None
         if ctx.needs_input_grad[2]:
-            by_log_scale = (by_out * difference - gradient).sum_to_size(log_scale.shape)
+            excess = (standardised.square() - 1.0) * gradient
+            by_log_scale = excess.sum_to_size(log_scale.shape)
         return None, by_out.sum_to_size(out.shape), by_log_scale
 
 
