@@ -770,8 +770,10 @@ def test_fitting_never_loads_the_compiler_stack():
         import numpy as np
         import skvae
         warnings.simplefilter("ignore")
-        X = np.random.default_rng(0).standard_normal((20, 3))
-        skvae.VAE(n_components=1, max_iter=1).fit(X).transform(X)
+        X = np.random.default_rng(0).standard_normal((200, 3))
+        # Steps enough to be recorded.
+        model = skvae.VAE(n_components=1, width=4, batch_size=20, max_iter=12)
+        model.fit(X).transform(X)
         print(*sys.modules)
     """)
     assert "torch._dynamo" not in loaded, "fit imports torch._dynamo: two seconds"
