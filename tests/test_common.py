@@ -22,10 +22,9 @@ from skvae import (
     IdentifiableVAE,
     PosteriorCollapseWarning,
     SkipVAE,
-    _training,
     all_estimators,
 )
-from skvae.estimators import _base, _fitting
+from skvae.estimators import _base
 
 # The data of scikit-learn's checks are a few rows of noise, with constant columns.
 pytestmark = [
@@ -517,17 +516,6 @@ def two_groups():
     X = np.einsum("ik,ikp->ip", along, directions[group])
     X += 0.3 * rng.standard_normal(X.shape) + group[:, None] * 1.5
     return X, group
-
-
-def zero_noise(streams, *shape, dtype=torch.float32):
-    return torch.zeros(len(streams), *shape, dtype=dtype, device=streams[0].device)
-
-
-@pytest.fixture
-def without_noise(monkeypatch):
-    """Training without draws of z: full batches then depend on no random number."""
-    monkeypatch.setattr(_training, "standard_normal", zero_noise)
-    monkeypatch.setattr(_fitting, "standard_normal", zero_noise)
 
 
 def full_batch(estimator, rows, X, y, sample_weight=None):

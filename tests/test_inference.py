@@ -302,7 +302,7 @@ def test_scoring_draws_from_the_refined_posterior(small_X):
         + np.log(std).sum(1)
     )
     np.testing.assert_allclose(vae.score_samples(small_X), expected, rtol=1e-5)
-    assert plain._inference.get_params() == {}
+    assert plain._inference.get_params() == Amortized().get_params()
 
 
 def test_kl_warm_up_reaches_the_refinement():
@@ -551,7 +551,7 @@ def test_after_the_aggressive_phase_it_is_ordinary_training():
     table = []
     for procedure in (Amortized(), Lagging()):
         run, batch = begin(procedure, dtype=torch.float32)
-        if procedure.get_params():
+        if isinstance(procedure, Lagging):
             procedure.aggressive(run.state)
             run.state.memory["failures"] += procedure.patience
         for _ in range(5):

@@ -18,14 +18,12 @@ from skvae import (
     PosteriorCollapseWarning,
     SequenceVAE,
     SkipSequenceVAE,
-    _training,
     load,
     save,
 )
 from skvae._batches import by_length
 from skvae._random import generator
 from skvae._validation import check_X
-from skvae.estimators import _fitting
 from skvae.estimators._sequences import check_tokens
 from skvae.inference import Lagging, SemiAmortized
 from skvae.networks import recurrent
@@ -519,14 +517,9 @@ def test_weights_of_zero_are_absent_and_objectives_are_served(X):
     assert len(early.validation_scores_) == 4
 
 
-def zero_noise(streams, *shape, dtype=torch.float32):
-    return torch.zeros(len(streams), *shape, dtype=dtype, device=streams[0].device)
-
-
+@pytest.mark.usefixtures("without_noise")
 def test_weights_equal_repetitions_where_there_is_no_noise(estimator, monkeypatch):
     """Replaces scikit-learn's equivalence check, which minibatches cannot pass."""
-    monkeypatch.setattr(_training, "standard_normal", zero_noise)
-    monkeypatch.setattr(_fitting, "standard_normal", zero_noise)
     # Training starts from frequencies to which one is added: repetition makes them
     # larger, and the start another.
     started = lambda network, x, weight: None

@@ -18,7 +18,7 @@ import _peers
 import train as training
 from _measure import Study
 
-from skvae import VAE, _replay, _training
+from skvae import VAE, _batches, _replay, _training
 
 SIZES = {
     "784 features, width 512, batch 128": _peers.Sizes(),
@@ -142,11 +142,8 @@ def attached(clock):
         put(_replay.Recorder, "__init__", listen)
         put(_replay, "replayable_call", labelled_call)
         put(_training, "batches", clock.drawn(CUT, _training.batches))
-        put(
-            _training,
-            "standard_normal",
-            clock.wrapped(NOISE, _training.standard_normal),
-        )
+        drawing = clock.wrapped(NOISE, _batches.standard_normal)
+        put(_batches, "standard_normal", drawing)
         yield
 
 
