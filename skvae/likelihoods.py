@@ -93,7 +93,7 @@ class _GaussianLogProb(torch.autograd.Function):
     def forward(ctx, x, out, log_scale):
         ctx.save_for_backward(x, out, log_scale)
         n_features = out.shape[-1]
-        squares = ((x - out) * torch.exp(-log_scale)).square().sum(-1)
+        squares = (x - out).mul_(torch.exp(-log_scale)).square_().sum(-1)
         log_scales = log_scale.sum(-1) * (n_features / log_scale.shape[-1])
         return -0.5 * squares - (log_scales + 0.5 * n_features * LOG_TWO_PI)
 

@@ -22,7 +22,7 @@ QUALITY = {
     "replicas": ("log_likelihood", {"n_init=1", "n_init=8", "eight fits"}),
     "grid_search": (
         "log_likelihood",
-        {"BatchedGridSearchCV", "GridSearchCV(n_jobs=1)"},
+        {"BatchedGridSearchCV(n_jobs=1)", "GridSearchCV(n_jobs=1)"},
     ),
     "growth": ("bound_per_feature", {"1", "2", "1024", "2048"}),
     "step": ("bound", {"all of the epochs"}),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import sklearn
 import torch
+from joblib import parallel_config
 from joblib.parallel import get_active_backend
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.exceptions import FitFailedWarning
@@ -282,6 +283,58 @@ def test_a_part_that_cannot_be_stacked_trains_alone(small_X, monkeypatch):
         batched = BatchedGridSearchCV(vae, BETAS, cv=FOLDS).fit(small_X)
     assert_same_results(batched, single)
     assert sizes(batched) == [1] * 6
+
+
+# ------------------------------------------------------------------------ processes
+
+
+def test_processes_divide_the_fits_and_give_the_same_scores(small_X):
+    grid = {"depth": [1, 2], **BETAS}
+    # Folds of 39 and 40 training rows: more than one size in every process.
+    X = small_X[:59]
+    alone = BatchedGridSearchCV(VAE(**SMALL), grid, cv=FOLDS).fit(X)
+    divided = BatchedGridSearchCV(VAE(**SMALL), grid, cv=FOLDS, n_jobs=2).fit(X)
+    assert_same_results(divided, alone)
+    assert_every_fit_once(divided)
+    assert len(divided.batches_) > len(alone.batches_)
+    numbers = [
+        {3 * candidate + split for candidate, split in batch["fits"]}
+        for batch in divided.batches_
+    ]
+    # Tasks are dealt out in turn, so that no batch mixes even and odd ones.
+    assert all(len({number % 2 for number in batch}) == 1 for batch in numbers)
+
+
+def test_a_joblib_context_sets_the_number_of_processes(small_X, monkeypatch):
+    seen = []
+    divide = _batching.BatchingBackend._divide
+    monkeypatch.setattr(
+        _batching.BatchingBackend,
+        "_divide",
+        lambda backend: (seen.append(backend.n_processes), divide(backend)),
+    )
+    search = BatchedGridSearchCV(VAE(**SMALL), BETAS, cv=FOLDS, refit=False)
+    with parallel_config("threading", n_jobs=2):
+        search.fit(small_X)
+    assert seen == [2]
+    assert_every_fit_once(search)
+    search.fit(small_X)
+    assert seen == [2]
+
+
+def test_what_becomes_of_fits_in_other_processes_comes_back(small_X):
+    grid = {"n_components": [2, 7], **BETAS}
+    options = {"cv": FOLDS, "refit": False, "n_jobs": 2}
+    search = BatchedGridSearchCV(LIDVAE(**SMALL), grid, error_score=-1e6, **options)
+    with pytest.warns(FitFailedWarning, match="6 fits failed out of a total of 12"):
+        search.fit(small_X)
+    assert search.unstacked_ == []
+    search.set_params(error_score="raise")
+    with pytest.raises(ValueError, match="lower n_components"):
+        search.fit(small_X)
+    without = BatchedGridSearchCV(WithoutNetwork(), {"value": [1.0, 3.0]}, **options)
+    with pytest.warns(UserWarning, match="6 of 6 fits trained one by one"):
+        without.fit(small_X)
 
 
 # ------------------------------------------------------------------------- failures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 
+from joblib import Parallel, delayed
 from joblib.parallel import ParallelBackendBase
 
 from skvae._training import train
@@ -29,10 +30,15 @@ class Task:
     """One call of scikit-learn's, and what is known about it."""
 
     def __init__(self, number, function, callback):
-        self.number, self.callback = number, callback
+        self.number, self.function, self.callback = number, function, callback
         self.fiber = Fiber(lambda fiber: self._run(function, fiber))
         self.own_seconds = 0.0
-        self.trained = self.alone = False
+        self.trained = self.alone = self.failed = False
+        self.result = None
+
+    @property
+    def done(self):
+        return self.result is not None or self.fiber.done
 
     @staticmethod
     def _run(function, fiber):
@@ -42,17 +48,28 @@ class Task:
         TRAINER.set(ask)
         return function()
 
-    @property
-    def failed(self):
-        return any(result.get("fit_error") for result in self.fiber.result or [])
-
     def outcome(self):
         """The result, with the task's share of the training time as its own."""
         if self.fiber.error is not None:
             raise self.fiber.error
-        for result in self.fiber.result:
-            result["fit_time"] += self.own_seconds - self.fiber.paused_seconds
-        return self.fiber.result
+        if self.result is None:
+            self.result = self.fiber.result
+            for fit in self.result:
+                fit["fit_time"] += self.own_seconds - self.fiber.paused_seconds
+            self.failed = any(fit.get("fit_error") for fit in self.result)
+        return self.result
+
+
+def run_together(functions, max_replicas):
+    """In a worker process: the outcomes, what became of the tasks, the batches."""
+    backend = BatchingBackend(max_replicas)
+    tasks = [backend.submit(function) for function in functions]
+    try:
+        outcomes = [backend.retrieve_result(task) for task in tasks]
+    finally:
+        backend.terminate()
+    fates = [(task.trained, task.alone, task.failed) for task in tasks]
+    return outcomes, fates, backend.batches
 
 
 class BatchingBackend(ParallelBackendBase):
@@ -62,6 +79,9 @@ class BatchingBackend(ParallelBackendBase):
     ----------
     max_replicas : int or None
         Replicas at which a batch is trained; None decides by the size of the networks.
+    n_jobs : int, default=1
+        Processes among which the tasks are divided, by the joblib backend that is
+        active when the first result is asked for.
 
     Attributes
     ----------
@@ -73,9 +93,9 @@ class BatchingBackend(ParallelBackendBase):
     # Every task is on its way at once, whatever n_jobs says.
     default_n_jobs = 1 << 20
 
-    def __init__(self, max_replicas=None):
+    def __init__(self, max_replicas=None, n_jobs=1):
         super().__init__(nesting_level=0)
-        self.max_replicas = max_replicas
+        self.max_replicas, self.n_processes = max_replicas, n_jobs
         self.tasks, self.batches = [], []
         self.ready, self.waiting = deque(), defaultdict(list)
 
@@ -94,7 +114,9 @@ class BatchingBackend(ParallelBackendBase):
 
     def retrieve_result(self, out, timeout=None):
         """Work until this task is done."""
-        while not out.fiber.done:
+        if self.n_processes > 1 and not out.done:
+            self._divide()
+        while not out.done:
             if self.ready and not self._full():
                 self._advance(self.ready.popleft())
             else:
@@ -113,6 +135,29 @@ class BatchingBackend(ParallelBackendBase):
             task.fiber.close()
 
     # ---------------------------------------------------------------- the work
+
+    def _divide(self):
+        """Have the tasks done by several processes, each with batches of its own."""
+        tasks = list(self.ready)
+        self.ready.clear()
+        # Neighbours differ in their fold and then in a parameter: dealt out in turn,
+        # every process gets some of each size.
+        hands = [tasks[i :: self.n_processes] for i in range(self.n_processes)]
+        hands = [hand for hand in hands if hand]
+        answers = Parallel(n_jobs=self.n_processes)(
+            delayed(run_together)([task.function for task in hand], self.max_replicas)
+            for hand in hands
+        )
+        for hand, (outcomes, fates, batches) in zip(hands, answers, strict=True):
+            for task, outcome, fate in zip(hand, outcomes, fates, strict=True):
+                task.result = outcome
+                task.trained, task.alone, task.failed = fate
+                if task.callback is not None:
+                    task.callback(None)
+            self.batches += [
+                {**batch, "tasks": [hand[number].number for number in batch["tasks"]]}
+                for batch in batches
+            ]
 
     def _full(self):
         """Whether the waiting tasks hold much memory."""

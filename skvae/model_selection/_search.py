@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Integral
 
 import numpy as np
-from joblib import parallel_config
+from joblib import effective_n_jobs, parallel_config
 from sklearn.model_selection import GridSearchCV
 
 from skvae._validation import Interval, StrOptions, warn
@@ -32,7 +32,9 @@ class BatchedGridSearchCV(GridSearchCV):
     scoring : str, callable, list, tuple or dict, default=None
         As in ``GridSearchCV``.
     n_jobs : int, default=None
-        Accepted as in ``GridSearchCV``, without effect: the fits share one process.
+        Processes among which the fits are divided; each trains its own batches, and
+        scores. None is one, in this process, unless a joblib context says otherwise;
+        -1 is one per processor.
     refit : bool, str or callable, default=True
         As in ``GridSearchCV``.
     cv : int, cross-validation generator or iterable, default=None
@@ -80,8 +82,9 @@ refit_time_, multimetric_
     from those of ``GridSearchCV`` by rounding only: batched matrix products add in
     another order.
 
-    The estimator's networks train in this process with the threads that torch has.
-    Steps that train no networks run one after the other.
+    In one process, networks train with the threads that torch has, and steps that
+    train no networks run one after the other. `n_jobs` divides both: processes of one
+    thread each make more of several cores than one process with several threads.
 
     Examples
     --------
@@ -154,7 +157,9 @@ refit_time_, multimetric_
             The fitted search.
         """
         automatic = self.max_replicas == "auto"
-        backend = BatchingBackend(None if automatic else self.max_replicas)
+        backend = BatchingBackend(
+            None if automatic else self.max_replicas, effective_n_jobs(self.n_jobs)
+        )
         self._batching = backend, parallel_config(backend=backend)
         try:
             super().fit(X, y, **params)
@@ -163,6 +168,11 @@ refit_time_, multimetric_
             backend.terminate()
             del self._batching
         return self
+
+    def __getstate__(self):
+        # scikit-learn hands the search to every task, and so to other processes.
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_batching"}
 
     def _end_batching(self):
         """Give nested parallel work, in the refit for instance, its own backend."""
