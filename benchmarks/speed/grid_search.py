@@ -157,7 +157,7 @@ STUDY = Study(
         Target(COLD, OURS, TORCH_OPTIM, at_least=1.4),
     ),
     arguments=lambda parser: parser.add_argument(
-        "--epochs", type=int, nargs="+", default=EPOCHS
+        "--epochs", type=int, nargs="+", default=list(EPOCHS)
     ),
 )
 
