@@ -23,6 +23,8 @@ from skvae._validation import warn
 from skvae.metrics import match_components
 
 # Rows on which components are ranked and replicas compared.
+# Larger arrays in double precision are not converted as a whole.
+CONVERTED_BYTES = 1 << 26
 SUMMARY_ROWS = 10_000
 MIXTURE_ROWS = 200
 # Rows from which a decoder takes the directions of the data.
@@ -114,10 +116,14 @@ def to_data(X, U, weight, device):
     """Contiguous tensors on the device: floats in single precision, uint8 as is.
 
     On the CPU nothing is copied that has this form: maps of files stay files. X stays
-    there where it would take most of a GPU's memory.
+    there where it would take most of a GPU's memory. Large X in double precision is
+    converted a batch at a time.
     """
     dtype = torch.uint8 if X.dtype == np.uint8 else torch.float32
-    x = as_tensor(X, dtype, device if fits(X, dtype, device) else "cpu")
+    place = device if fits(X, dtype, device) else "cpu"
+    if X.nbytes > CONVERTED_BYTES and torch.device(place).type == "cpu":
+        dtype = None
+    x = as_tensor(X, dtype, place)
     u = None if U is None else as_tensor(U, torch.float32, device)
     return Data(x, u, as_tensor(weight, torch.float32, device))
 
