@@ -123,12 +123,12 @@ class DenseNetwork(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        activate = IN_PLACE[self.activation]
         if self.output.weight.shape[0] > 1:
-            activate = ACTIVATIONS[self.activation]
             for layer in self.hidden:
                 x = activate(layer(x))
             return self.output(x)
-        x, activate = x.squeeze(0), IN_PLACE[self.activation]
+        x = x.squeeze(0)
         for layer in self.hidden:
             x = activate(layer.alone(x))
         return self.output.alone(x).unsqueeze(0)
