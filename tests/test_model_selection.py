@@ -467,6 +467,34 @@ def test_the_same_search_twice_is_the_same_to_the_last_bit(small_X):
     np.testing.assert_array_equal(first, second)
 
 
+def test_only_training_computes_in_parallel(small_X, monkeypatch):
+    """Teams of OpenMP in every waiting thread would slow training down."""
+    seen = {"train": [], "score": []}
+
+    def counted(requests):
+        seen["train"].append(torch.get_num_threads())
+        return train_together(requests)
+
+    def scoring(estimator, X, y=None):
+        seen["score"].append(torch.get_num_threads())
+        return estimator.score(X)
+
+    monkeypatch.setattr(_batching, "train_together", counted)
+    torch.set_num_threads(2)
+    try:
+        search = BatchedGridSearchCV(VAE(**SMALL), BETAS, cv=FOLDS, scoring=scoring)
+        search.fit(small_X)
+        later = threading.Thread(
+            target=lambda: seen.update(later=torch.get_num_threads())
+        )
+        later.start()
+        later.join()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert seen == {"train": [2], "score": [1] * 6, "later": 2}
+
+
 def test_no_global_state_is_left(small_X):
     torch_state = torch.get_rng_state()
     filters, show = list(warnings.filters), warnings.showwarning

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 
+import torch
 from joblib import Parallel, delayed
 from joblib.parallel import ParallelBackendBase
 
@@ -45,6 +46,9 @@ class Task:
         def ask(model, data, **options):
             return fiber.ask(Request(model, data, **options))
 
+        # OpenMP keeps a team for every thread that ever computed in parallel. With
+        # more of them than processors, all teams wait asleep, that of training too.
+        torch.set_num_threads(1)
         TRAINER.set(ask)
         return function()
 
@@ -96,6 +100,7 @@ class BatchingBackend(ParallelBackendBase):
     def __init__(self, max_replicas=None, n_jobs=1):
         super().__init__(nesting_level=0)
         self.max_replicas, self.n_processes = max_replicas, n_jobs
+        self.n_threads = torch.get_num_threads()
         self.tasks, self.batches = [], []
         self.ready, self.waiting = deque(), defaultdict(list)
 
@@ -133,6 +138,8 @@ class BatchingBackend(ParallelBackendBase):
         self.waiting.clear()
         for task in self.tasks:
             task.fiber.close()
+        # This thread has kept its number; threads to come are given it again.
+        torch.set_num_threads(self.n_threads)
 
     # ---------------------------------------------------------------- the work
 
