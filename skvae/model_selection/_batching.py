@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 import torch
 from joblib import Parallel, delayed
 from joblib.parallel import ParallelBackendBase
+from threadpoolctl import threadpool_limits
 
 from skvae._training import train
 from skvae.estimators._stacking import TRAINER, Request, key, train_together
@@ -46,11 +47,13 @@ class Task:
         def ask(model, data, **options):
             return fiber.ask(Request(model, data, **options))
 
+        TRAINER.set(ask)
+        # torch gives a thread its number of OpenMP threads when first asked.
+        torch.get_num_threads()
         # OpenMP keeps a team for every thread that ever computed in parallel. With
         # more of them than processors, all teams wait asleep, that of training too.
-        torch.set_num_threads(1)
-        TRAINER.set(ask)
-        return function()
+        with threadpool_limits(limits=1, user_api="openmp"):
+            return function()
 
     def outcome(self):
         """The result, with the task's share of the training time as its own."""
@@ -100,7 +103,6 @@ class BatchingBackend(ParallelBackendBase):
     def __init__(self, max_replicas=None, n_jobs=1):
         super().__init__(nesting_level=0)
         self.max_replicas, self.n_processes = max_replicas, n_jobs
-        self.n_threads = torch.get_num_threads()
         self.tasks, self.batches = [], []
         self.ready, self.waiting = deque(), defaultdict(list)
 
@@ -138,8 +140,6 @@ class BatchingBackend(ParallelBackendBase):
         self.waiting.clear()
         for task in self.tasks:
             task.fiber.close()
-        # This thread has kept its number; threads to come are given it again.
-        torch.set_num_threads(self.n_threads)
 
     # ---------------------------------------------------------------- the work
 
