@@ -20,6 +20,11 @@ def bounded_log_scale(t: Tensor) -> Tensor:
     return 8.0 * tanh(t / 8.0)
 
 
+def unbounded_log_scale(t: Tensor) -> Tensor:
+    """The inverse of :func:`bounded_log_scale`, for logs out of range too."""
+    return 8.0 * torch.atanh((t / 8.0).clamp(-0.999, 0.999))
+
+
 def require_gaussian(q, who: str) -> None:
     """Raise ValueError unless q is one Gaussian per row."""
     if not hasattr(q, "moved"):

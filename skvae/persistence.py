@@ -29,8 +29,7 @@ from skvae.estimators._auxiliary import AuxiliaryEncoder
 from skvae.estimators._fitting import rebuild_model
 from skvae.inference import INFERENCES
 from skvae.likelihoods import LIKELIHOODS
-from skvae.networks import DECODERS, IMAGE_ENCODERS
-from skvae.networks.flow import FLOWS
+from skvae.networks import DECODERS, ENCODERS, FLOWS
 from skvae.objectives import OBJECTIVES
 from skvae.posteriors import POSTERIORS
 from skvae.priors import PRIORS
@@ -41,7 +40,7 @@ FORMAT_VERSION = 1
 # Attributes that are written in a way of their own.
 _APART = {"module_": "tensors", "_metadata_request": "requests"}
 _FAMILIES = (
-    IMAGE_ENCODERS,
+    ENCODERS,
     DECODERS,
     FLOWS,
     LIKELIHOODS,

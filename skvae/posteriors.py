@@ -6,7 +6,9 @@ may then meet the prior; u has shape ``(R or 1, B, m)``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from skvae._gaussian import (
     CorrelatedGaussian,
     DiagonalGaussian,
     bounded_log_scale,
+    unbounded_log_scale,
 )
 from skvae._spec import Specification
 from skvae._validation import Interval
@@ -37,10 +40,32 @@ def _full(raw: Tensor, n_latents: int) -> CorrelatedGaussian:
     return CorrelatedGaussian(loc, scale.unsqueeze(-1) * unit)
 
 
-# Reader of the raw output, and how many numbers it needs for d latents.
+def _written_diagonal(loc: Tensor, precision: Tensor) -> Tensor:
+    log_scale = -0.5 * torch.log(torch.diagonal(precision, dim1=-2, dim2=-1))
+    return torch.cat([loc, unbounded_log_scale(log_scale)], dim=-1)
+
+
+def _written_full(loc: Tensor, precision: Tensor) -> Tensor:
+    factor, _ = torch.linalg.cholesky_ex(precision)
+    scale = torch.diagonal(factor, dim1=-2, dim2=-1)
+    n = loc.shape[-1]
+    rows, columns = torch.tril_indices(n, n, -1, device=loc.device)
+    below = (factor / scale.unsqueeze(-1))[..., rows, columns]
+    log_scale = unbounded_log_scale(-torch.log(scale))
+    return torch.cat([loc, log_scale, below], dim=-1)
+
+
+class Form(NamedTuple):
+    """How raw output and Gaussian are made of each other."""
+
+    n_outputs: Callable[[int], int]
+    read: Callable[[Tensor, int], DiagonalGaussian | CorrelatedGaussian]
+    write: Callable[[Tensor, Tensor], Tensor]
+
+
 COVARIANCE = {
-    "diagonal": (_diagonal, lambda d: 2 * d),
-    "full": (_full, lambda d: 2 * d + d * (d - 1) // 2),
+    "diagonal": Form(lambda d: 2 * d, _diagonal, _written_diagonal),
+    "full": Form(lambda d: 2 * d + d * (d - 1) // 2, _full, _written_full),
 }
 
 
@@ -71,10 +96,17 @@ class EncoderPosterior(Specification):
         return n_features
 
     def n_outputs(self, n_latents: int) -> int:
-        return COVARIANCE[self.covariance][1](n_latents)
+        return COVARIANCE[self.covariance].n_outputs(n_latents)
 
     def read(self, raw: Tensor, n_latents: int) -> DiagonalGaussian:
-        return COVARIANCE[self.covariance][0](raw, n_latents)
+        return COVARIANCE[self.covariance].read(raw, n_latents)
+
+    def write(self, loc: Tensor, precision: Tensor) -> Tensor:
+        """Raw output that is read as the Gaussian ``(..., d)`` and ``(..., d, d)``.
+
+        A diagonal covariance keeps the diagonal of the precision.
+        """
+        return COVARIANCE[self.covariance].write(loc, precision)
 
     def inputs(self, features: Tensor, u: Tensor | None) -> Tensor:
         return features
@@ -223,6 +255,8 @@ class EnumeratedPosterior(EncoderPosterior):
     _parameter_constraints: dict = {
         "n_mixtures": [Interval(Integral, 1, None, closed="left")]
     }
+
+    write = None
 
     def __init__(self, n_mixtures=10):
         self.n_mixtures = n_mixtures

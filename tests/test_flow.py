@@ -18,7 +18,7 @@ from skvae._random import generator
 from skvae.datasets import make_nonlinear_ica
 from skvae.metrics import mean_correlation_score
 from skvae.networks import SplineFlow
-from skvae.networks.flow import BOUND, Spline
+from skvae.networks._flow import BOUND, Spline
 from skvae.priors import ConditionalGaussian, GaussianMixture
 
 

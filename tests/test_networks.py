@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from skvae.networks import INJECTIVE, MLP, NETWORKS, Anchored, Brenier, Skip
+from skvae.networks import (
+    INJECTIVE,
+    MLP,
+    NETWORKS,
+    Anchored,
+    Brenier,
+    InjectiveFlow,
+    Skip,
+)
 from skvae.networks._convex import CONVEX, ConvexGradient
 from skvae.networks._layers import ACTIVATIONS, Linear
 
@@ -45,6 +53,7 @@ def each_network():
         yield Brenier(8, depth)
     yield Brenier(8, 1, "relu")
     yield Brenier(8, 2, "relu")
+    yield InjectiveFlow(2)
 
 
 EACH = pytest.mark.parametrize("network", list(each_network()), ids=repr)

@@ -76,6 +76,11 @@ CASES = {
     "mixture prior": (IdentifiableVAE(3, **SHARED), X, {}),
     "MixtureVAE": (MixtureVAE(3, **SHARED), X, {}),
     "LIDMVAE": (LIDMVAE(3, **SHARED), X, {}),
+    "inverse": (
+        iVAE(2, encoder="inverse", decoder="flow", covariance="full", **SHARED),
+        X,
+        {"u": U},
+    ),
     "iFlow": (iFlow(batch_size=64, max_iter=15, random_state=0), X[:, :2], {"u": U}),
     "total correlation": (VAE(3, objective=TotalCorrelation(), **SHARED), X, {}),
     "IWAE": (VAE(3, objective=IWAE(n_draws=3), **SHARED), X, {}),

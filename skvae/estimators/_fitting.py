@@ -136,16 +136,21 @@ def build_model(specifications, n_latents, n_features, auxiliary, seeds):
     posterior = specifications.posterior.build()
     n_outputs = likelihood.n_outputs(n_features)
     n_inputs = posterior.n_inputs(n_features, auxiliary.n_columns)
-    encoder = specifications.encoder.build(
-        n_inputs, posterior.n_outputs(n_latents), generators
-    )
-    decoder = specifications.decoder
+    encoder, decoder = specifications.encoder, specifications.decoder
+    if getattr(encoder, "of_decoder", False):
+        decoder = decoder.build(n_latents, n_outputs, generators)
+        encoder = encoder.build(decoder, n_inputs, likelihood, posterior, n_replicas)
+    else:
+        encoder = encoder.build(n_inputs, posterior.n_outputs(n_latents), generators)
+        # An invertible encoder is its own decoder.
+        decoder = (
+            encoder.inverted()
+            if decoder is None
+            else decoder.build(n_latents, n_outputs, generators)
+        )
     parts = Parts(
         encoder=encoder,
-        # An invertible encoder is its own decoder.
-        decoder=encoder.inverted()
-        if decoder is None
-        else decoder.build(n_latents, n_outputs, generators),
+        decoder=decoder,
         prior=specifications.prior.build(
             n_latents, auxiliary.n_columns, auxiliary.discrete, generators
         ),

@@ -46,6 +46,9 @@ def _plain(value) -> Hashable:
     """A description of an attribute; TypeError where there is none."""
     if isinstance(value, Tensor):
         raise TypeError("A tensor that is neither parameter nor buffer has no axis R.")
+    if isinstance(value, nn.Module):
+        # Another part of the model, described where it belongs.
+        return type(value)
     if hasattr(value, "get_params"):
         return type(value), _plain(value.get_params(deep=False))
     if isinstance(value, dict):

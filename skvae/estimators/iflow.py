@@ -16,7 +16,7 @@ from skvae.estimators._conditional import ConditionalVAE
 from skvae.estimators._fitting import Specifications
 from skvae.estimators._flow import Noiseless, PointPosterior
 from skvae.inference import Amortized
-from skvae.networks.flow import FLOWS
+from skvae.networks import FLOWS
 from skvae.objectives import ELBO
 from skvae.priors import PRIORS
 
@@ -128,7 +128,9 @@ class iFlow(ConditionalVAE):
 
     Columns that are functions of each other have no density: the likelihood then
     grows without limit. Remove them, or reduce X before: ``make_pipeline(PCA(5),
-    iFlow())``.
+    iFlow())``. Where X has more columns than there are sources, or noise,
+    ``IdentifiableVAE(encoder="inverse", decoder="flow", covariance="full")`` learns
+    the noise beside the flow.
 
     The published flow is made of rational-quadratic spline couplings; this one
     alternates dense matrices with one spline per coordinate. Its certificate

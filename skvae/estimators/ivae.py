@@ -71,6 +71,9 @@ class iVAE(ConditionalVAE):
     minimises a sum of four terms with separate weights; this is the plain bound with
     learned noise.
 
+    More than two or three sources ask for a more precise encoder than a network
+    learns to be: ``encoder="inverse", decoder="flow", covariance="full"``.
+
     References
     ----------
     Khemakhem, Kingma, Monti, Hyvarinen, "Variational Autoencoders and Nonlinear ICA:

@@ -81,6 +81,15 @@ METHODS = {
         max_iter=epochs,
         **{**VAES, "n_init": 2},
     ),
+    "IdentifiableVAE, flow": lambda n, epochs: IdentifiableVAE(
+        n,
+        covariance="full",
+        encoder="inverse",
+        decoder="flow",
+        depth=4,
+        max_iter=epochs,
+        **{**VAES, "learning_rate": 0.02},
+    ),
     "iFlow": lambda n, epochs: iFlow(
         max_iter=epochs, learning_rate=0.04, n_init=6, **SHARED
     ),
@@ -94,7 +103,13 @@ METHODS = {
         n, readout="none", max_iter=epochs, learning_rate=0.02, n_init=N_INIT, **SHARED
     ),
 }
-WITH_U = {"iVAE", "iVAE, diagonal", "IdentifiableVAE", "iFlow"}
+WITH_U = {
+    "iVAE",
+    "iVAE, diagonal",
+    "IdentifiableVAE",
+    "IdentifiableVAE, flow",
+    "iFlow",
+}
 # Their features estimate squares of the sources, up to a linear map.
 OF_SQUARES = {"TCL"}
 # They have as many components as there are features.

@@ -1,6 +1,6 @@
 """Invertible networks: dense maps with monotone splines between them.
 
-    g(x) = A_L s_L( ... A_1 s_1( A_0 W (x - c) ) ... )
+    g(x) = A_L s_L( ... A_1 s_1( A_0 W x ) ... )
 
 W whitens the data and stays as it is, the A_l are square matrices with biases, and
 each s_l applies one learned increasing function to each coordinate. Both directions
@@ -58,7 +58,7 @@ class SplineFlow(Specification):
     Examples
     --------
     >>> from skvae import iFlow
-    >>> from skvae.networks.flow import SplineFlow
+    >>> from skvae.networks import SplineFlow
     >>> iFlow(flow=SplineFlow(depth=2))
     iFlow(flow=SplineFlow(depth=2))
     """
@@ -88,6 +88,16 @@ class SplineFlow(Specification):
         return SplineFlowNetwork(n_in, self.depth, self.n_bins, generators)
 
 
+def _times(tangents: Tensor, matrix: Tensor) -> Tensor:
+    """Rows ``(R, B, m, n)`` times one matrix ``(n, n)`` per replica, or for all."""
+    return (tangents.flatten(1, 2) @ matrix).unflatten(1, tangents.shape[1:3])
+
+
+def _divided(x: Tensor, matrix: Tensor) -> Tensor:
+    """Rows times the inverse; unchecked, as a check would end recorded steps."""
+    return torch.linalg.solve_ex(matrix, x, left=False).result
+
+
 class Dense(nn.Module):
     """R square matrices with biases, started as random rotations."""
 
@@ -103,7 +113,11 @@ class Dense(nn.Module):
         return affine(x, self.weight, self.bias), log_det.unsqueeze(-1)
 
     def inverse(self, y: Tensor) -> Tensor:
-        return torch.linalg.solve(self.weight, y - self.bias, left=False)
+        return _divided(y - self.bias, self.weight)
+
+    def pull_back(self, tangents: Tensor, log_det: Tensor) -> Tensor:
+        """Changes ``(R, B, m, n)`` of y as changes of x."""
+        return _times(tangents, torch.linalg.inv_ex(self.weight).inverse)
 
     def slope(self) -> Tensor:
         """Largest singular value, shape ``(R,)``."""
@@ -181,6 +195,10 @@ class Spline(nn.Module):
         t = 2.0 * c / (b + root)
         return (chosen.transpose(1, 2) + t) * self.bin_width - BOUND + outside / edge
 
+    def pull_back(self, tangents: Tensor, log_slope: Tensor) -> Tensor:
+        """Changes ``(R, B, m, n)`` of the values as changes of x."""
+        return tangents * torch.exp(-log_slope).unsqueeze(-2)
+
     def slope(self) -> Tensor:
         """Upper bound on the derivative of any of the functions, shape ``(R,)``."""
         _, chord, left, right = self.bins().unbind(-1)
@@ -196,8 +214,7 @@ class SplineFlowNetwork(nn.Module):
 
     def __init__(self, n, depth, n_bins, generators):
         super().__init__()
-        self.register_buffer("centre", torch.zeros(n))
-        self.register_buffer("whitening", torch.eye(n))
+        self.register_buffer("whitening", torch.eye(n).unsqueeze(0))
         self.layers = nn.ModuleList([Dense(n, generators)])
         for _ in range(depth):
             self.layers.append(Spline(n, n_bins, generators))
@@ -215,18 +232,33 @@ class SplineFlowNetwork(nn.Module):
         self.whitening.copy_(vectors * values.rsqrt())
 
     def forward(self, x: Tensor) -> Tensor:
-        log_det = torch.linalg.slogdet(self.whitening).logabsdet
-        x = (x - self.centre) @ self.whitening
+        log_det = torch.linalg.slogdet(self.whitening).logabsdet.unsqueeze(-1)
+        x = x @ self.whitening
         for layer in self.layers:
             x, change = layer(x)
             log_det = log_det + (change.sum(-1) if change.dim() == 3 else change)
         return torch.cat([x, log_det.expand(x.shape[:-1]).unsqueeze(-1)], dim=-1)
 
+    def linearised(self, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Codes of x, and the first n columns of the inverse's Jacobian there.
+
+        The columns are rows of the result, ``(R, B, n, p)``.
+        """
+        z, slopes = x @ self.whitening, []
+        for layer in self.layers:
+            z, change = layer(z)
+            slopes.append(change)
+        columns = torch.eye(n, z.shape[-1], dtype=z.dtype, device=z.device)
+        columns = columns.expand(*z.shape[:-1], -1, -1)
+        for layer, change in zip(reversed(self.layers), reversed(slopes), strict=True):
+            columns = layer.pull_back(columns, change)
+        return z, _times(columns, torch.linalg.inv_ex(self.whitening).inverse)
+
     def inverse(self, z: Tensor) -> Tensor:
         """The x of which z is the image, shape ``(R, B, n)``."""
         for layer in reversed(self.layers):
             z = layer.inverse(z)
-        return torch.linalg.solve(self.whitening, z, left=False) + self.centre
+        return _divided(z, self.whitening)
 
     def slope(self) -> Tensor:
         """Upper bound on ``|g(x) - g(x')| / |x - x'|``, shape ``(R,)``."""
@@ -260,7 +292,5 @@ class InverseFlow(nn.Module):
         """Lower bound on the slope between any two codes, shape ``(R,)``."""
         return 1.0 / self._flow[0].slope()
 
-
-FLOWS = {"spline": SplineFlow}
 
 __all__ = ["SplineFlow"]
