@@ -7,6 +7,7 @@ rows). All values are in nats.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -148,9 +149,14 @@ class CorrelatedGaussian:
 
     def __init__(self, loc: Tensor, factor: Tensor):
         self.loc, self.factor = loc, factor
-        eye = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
-        self.inverse = torch.linalg.solve_triangular(
-            factor, eye.expand_as(factor), upper=False
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """The inverse of `factor`, shape ``(..., d, d)``."""
+        n = self.loc.shape[-1]
+        eye = torch.eye(n, dtype=self.loc.dtype, device=self.loc.device)
+        return torch.linalg.solve_triangular(
+            self.factor, eye.expand_as(self.factor), upper=False
         )
 
     @property

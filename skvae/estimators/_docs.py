@@ -48,10 +48,10 @@ beta : float, default=1.0
         Units of each hidden layer of networks given by name.
     depth : int, default=2
         Hidden layers of networks given by name.
-    encoder : {{"mlp", "conv", "resnet"}} or specification, default="mlp"
-        Network from x to the posterior, for example ``MLP(activation="tanh")``. "conv"
-        and "resnet" read rows as square images;
-        ``ConvEncoder(image_shape=(height, width))`` as others.
+    encoder : {{"mlp", "inverse", "conv", "resnet"}} or specification, default="mlp"
+        Network from x to the posterior, for example ``MLP(activation="tanh")``.
+        "inverse" is the inverse of ``decoder="flow"``. "conv" and "resnet" read rows
+        as square images; ``ConvEncoder(image_shape=(height, width))`` as others.
     decoder : {decoder}
         Network from z to the likelihood's parameters.
     likelihood : {{"gaussian", "bernoulli", "poisson", "negative_binomial"}} or \
