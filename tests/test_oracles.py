@@ -19,7 +19,9 @@ from skvae import (
 )
 from skvae.datasets import make_linear_gaussian, make_nonlinear_ica
 from skvae.likelihoods import Gaussian
+from skvae.metrics import mean_correlation_score
 from skvae.networks import MLP
+from skvae.objectives import ELBO
 
 LINEAR = {"encoder": MLP(depth=0), "decoder": MLP(depth=0)}
 
@@ -229,3 +231,27 @@ def test_networks_trained_on_a_device_rest_on_the_cpu(name, device):
     np.testing.assert_allclose(on_cpu, at_rest, rtol=1e-5, atol=1e-6)
     assert np.isfinite(vae.score_samples(X)).all()
     assert vae.sample(3, random_state=0).shape == (3, 4)
+
+
+def test_ivae_keeps_sources_of_whitened_data():
+    """No direction of X stands out: all that tells of the sources is their scale."""
+    data = make_nonlinear_ica(
+        6000,
+        n_segments=20,
+        n_sources=2,
+        n_features=2,
+        n_layers=1,
+        random_state=1,
+        return_X_y=False,
+    )
+    X, u = PCA(whiten=True).fit_transform(data.data), data.u
+    vae = iVAE(
+        2, covariance="full", learning_rate=0.01, max_iter=15, random_state=0
+    ).fit(X, u=u)
+    found = mean_correlation_score(data.sources, vae.transform(X, u=u))
+    assert found > 0.95
+    # The bound without warm-up gives them up.
+    with pytest.warns(PosteriorCollapseWarning):
+        vae.set_params(objective=ELBO()).fit(X, u=u)
+    assert mean_correlation_score(data.sources, vae.transform(X, u=u)) < 0.5
+    assert not vae.active_components_.all()
