@@ -139,7 +139,7 @@ def informed():
         noise_std=0.1,
         random_state=2,
     )
-    model = skvae.iVAE(2, max_iter=25, covariance="full", **SMALL)
+    model = skvae.iVAE(2, max_iter=40, covariance="full", **SMALL)
     before = dict(vars(model))
     report = skvae.identifiability_report(
         model, X, u, n_restarts=5, n_permutations=1, random_state=0
