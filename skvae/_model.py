@@ -174,7 +174,7 @@ class LatentVariableModel(nn.Module):
     def rows_at_once(self, limit: int) -> int:
         """Rows to evaluate together, fewer than `limit` where they take much memory.
 
-        Networks of images say in `n_activations` how many numbers a layer holds.
+        Networks with layers much wider than x say in `n_activations` how wide.
         """
         parts = self.encoder, self.decoder
         largest = max(getattr(part, "n_activations", 1) for part in parts)

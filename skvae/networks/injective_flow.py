@@ -177,6 +177,8 @@ class InverseNetwork(nn.Module):
         # In a tuple, so that its parameters are not registered a second time.
         self._decoder = (decoder,)
         self.posterior = posterior
+        # The Jacobian of a row is the largest thing that is kept of it.
+        self.n_activations = decoder.n_in * decoder.n_out
         self.log_noise = nn.Parameter(torch.full((n_replicas, 1, 1), LOG_NOISE))
 
     def forward(self, x: Tensor) -> Tensor:
