@@ -12,6 +12,7 @@ compared with it, and a step that its operations do not tell is never replayed.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -153,6 +154,16 @@ class Graph:
         self.graph.replay()
 
 
+@contextmanager
+def weighed(objective, weight: Tensor):
+    """Have the objective weigh its KL term by this tensor, within the block."""
+    objective.weight = lambda progress: weight
+    try:
+        yield
+    finally:
+        del objective.weight
+
+
 def equal(one, other) -> bool:
     """Whether two weights of the KL term are the same numbers, or the same tensor."""
     if isinstance(one, Tensor) or isinstance(other, Tensor):
@@ -200,12 +211,22 @@ class ReplayedStep:
         # The parts of a batch that processes share differ in size from step to step.
         if not self.on or batch.share is not None:
             return self.inference.step(self.state, batch)
-        weight = self.state.objective.weight(self.state.progress)
-        key = self.key(batch, rates)
-        kind = self.kinds.get(key)
-        if kind is None or not equal(kind.weight, weight):
-            kind = self.kinds[key] = Kind(weight)
-        return kind.step(self, batch)
+        objective, progress = self.state.objective, self.state.progress
+        weight = objective.weight(progress)
+        if isinstance(weight, Tensor) or objective.is_final(progress):
+            key = self.key(batch, rates)
+            kind = self.kinds.get(key)
+            if kind is None or not equal(kind.weight, weight):
+                kind = self.kinds[key] = Kind(weight)
+            return kind.step(self, batch)
+        # While the weight moves, the operations read it from memory.
+        key = "moving", *self.key(batch, rates)
+        if key not in self.kinds:
+            self.kinds[key] = Kind(torch.zeros((), device=batch.x.device))
+        kind = self.kinds[key]
+        kind.weight.fill_(weight)
+        with weighed(objective, kind.weight):
+            return kind.step(self, batch)
 
     @staticmethod
     def key(batch, rates):

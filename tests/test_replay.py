@@ -110,11 +110,30 @@ def test_replayed_training_is_training(name, replays, monkeypatch):
     assert same(replayed, plain, X)
 
 
-def test_a_weight_that_moves_is_not_replayed(replays):
-    estimator = VAE(3, objective=ELBO(warm_up=0.5), **SHARED).set_params(max_iter=20)
-    fitted(estimator, X)
-    after_warm_up = 8 * 10
-    assert 0 < replays[0] < after_warm_up
+OBJECTIVES = {
+    "ELBO": ELBO(warm_up=0.5),
+    "free bits": ELBO(warm_up=0.5, free_bits=0.1),
+    "IWAE": IWAE(n_draws=3, warm_up=0.5),
+    "total correlation": TotalCorrelation(warm_up=0.5),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_weight_that_moves_is_read_from_memory(name, replays, monkeypatch):
+    estimator = VAE(3, objective=OBJECTIVES[name], **SHARED).set_params(max_iter=20)
+    replayed = fitted(estimator, X)
+    assert replays[0] > 0.6 * 8 * 20
+    monkeypatch.setattr(_replay, "LEAST_STEPS", 10**9)
+    assert same(replayed, fitted(estimator, X), X)
+    assert len(set(replayed.history_["kl_weight"])) > 8
+
+
+def test_refinement_that_reads_the_weight_itself_is_not_mistaken(monkeypatch):
+    options = {"inference": SemiAmortized(n_steps=3), "objective": ELBO(warm_up=0.5)}
+    estimator = VAE(3, **options, **SHARED)
+    replayed = fitted(estimator, X)
+    monkeypatch.setattr(_replay, "LEAST_STEPS", 10**9)
+    assert same(replayed, fitted(estimator, X), X)
 
 
 def test_a_replica_that_fails_is_rolled_back(replays, monkeypatch):

@@ -23,6 +23,7 @@ from skvae.datasets import make_nonlinear_ica
 from skvae.likelihoods import Gaussian
 from skvae.metrics import mean_correlation_score
 from skvae.networks import MLP
+from skvae.objectives import ELBO
 from skvae.priors import ConditionalGaussian
 
 SEGMENTS, TRAINING, HELD_OUT = 40, 1000, 200
@@ -271,6 +272,7 @@ def estimators(n_sources, epochs, device="cpu"):
             encoder=xtanh,
             decoder=xtanh,
             likelihood=Gaussian(noise=NOISE_VARIANCE**0.5),
+            objective=ELBO(),
             batch_size=BATCH,
             learning_rate=RATE,
             **shared,
