@@ -171,10 +171,12 @@ def _cells(problems: dict[str, Problem], methods: list[str], seeds: int):
 PROTOCOL = (
     "Segments of 1000 training and 200 held-out rows each, {}; codes are posterior "
     "means of held-out rows (with u where the method takes it). Every seed is a new "
-    f"problem. {N_INIT} restarts (iFlow 6; IdentifiableVAE and the three VAEs 2) are "
+    f"problem. {N_INIT} restarts (iFlow 6; IdentifiableVAE by default and the three "
+    "VAEs 2) are "
     "trained in one batch and the best bound on training rows is kept, all within the "
     f"seconds given; {EPOCHS} epochs. TCL is compared with squared sources, as it must "
-    "be. iVAE has a full covariance where it does not say diagonal."
+    "be. iVAE has a full covariance where it does not say diagonal; flow is "
+    "decoder='flow' with encoder='inverse' and a full covariance."
 )
 COLUMNS = {
     "mcc": "{:.3f}",
