@@ -14,13 +14,11 @@ their noise and encoder are ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from torch import Generator, Tensor, nn
 
 from skvae._spec import Specification
-from skvae._validation import Interval
 from skvae.networks._convex import require_injective_sizes
 from skvae.networks._flow import SplineFlow
 
@@ -30,7 +28,7 @@ LOG_NOISE = -1.5
 JITTER = 1e-6
 
 
-class InjectiveFlow(Specification):
+class InjectiveFlow(SplineFlow):
     """Injective decoder with a closed-form inverse: a flow on codes padded with zeros.
 
     Parameters
@@ -67,19 +65,11 @@ class InjectiveFlow(Specification):
     """
 
     family = "network"
-    _parameter_constraints: dict = {
-        "depth": [Interval(Integral, 0, None, closed="left")],
-        "n_bins": [Interval(Integral, 2, None, closed="left")],
-    }
-
-    def __init__(self, depth=4, n_bins=8):
-        self.depth = depth
-        self.n_bins = n_bins
 
     def build(self, n_in: int, n_out: int, generators: Sequence[Generator]):
         """Make the module for R replicas; ValueError if ``n_in > n_out``."""
         require_injective_sizes("InjectiveFlow", n_in, n_out)
-        flow = SplineFlow(self.depth, self.n_bins).build(n_out, n_out + 1, generators)
+        flow = super().build(n_out, n_out + 1, generators)
         return InjectiveFlowNetwork(flow, n_in, n_out)
 
 
