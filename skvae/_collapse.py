@@ -223,7 +223,7 @@ def collapse_message(
     settled : bool
         Whether training ended by a stopping rule rather than by ``max_iter``.
     slope : float or None
-        For an injective decoder, its certificate.
+        For a decoder with a slope that is enforced, its certificate.
 
     Returns
     -------

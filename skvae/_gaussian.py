@@ -7,6 +7,7 @@ rows). All values are in nats.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -115,6 +116,10 @@ class DiagonalGaussian(NamedTuple):
         loc = self.loc + self.scale * shift
         return DiagonalGaussian(loc, self.log_scale + log_stretch)
 
+    def on_rows(self, change: Callable[[Tensor], Tensor]) -> DiagonalGaussian:
+        """With both fields changed along the axes before their last."""
+        return DiagonalGaussian(*map(change, self))
+
     def pairwise_log_prob(self, z: Tensor) -> Tensor:
         """Log-density of each code under each Gaussian: ``(R, n, m)`` for m of them."""
         return self.pairwise_marginal_log_prob(z).sum(-1)
@@ -201,6 +206,10 @@ class CorrelatedGaussian:
         """The law of ``sample(shift + exp(log_stretch) * noise)``, ``(..., d)``."""
         factor = self.factor * exp(-log_stretch).unsqueeze(-2)
         return CorrelatedGaussian(self.sample(shift), factor)
+
+    def on_rows(self, change: Callable[[Tensor], Tensor]) -> CorrelatedGaussian:
+        """With both fields changed along the axes of ``(...)``."""
+        return CorrelatedGaussian(change(self.loc), change(self.factor))
 
     def pairwise_log_prob(self, z: Tensor) -> Tensor:
         """Log-density of each code under each Gaussian: ``(R, n, m)`` for m of them."""

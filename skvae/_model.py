@@ -119,13 +119,17 @@ class LatentVariableModel(nn.Module):
         parts = self.encoder, self.decoder, self.prior, self.likelihood
         return all(getattr(part, "replayable", False) for part in parts)
 
-    def posterior(self, x: Tensor, u: Tensor | None = None) -> DiagonalGaussian:
-        """q(z|x), or q(z|x,u), shape ``(R, B, d)``."""
+    def encoded(self, x: Tensor, u: Tensor | None = None) -> DiagonalGaussian:
+        """What the encoder says, before it meets the prior, shape ``(R, B, d)``."""
         features = self.likelihood.features(x) - self.frame.centre
         features /= self.frame.scale
         family = self.posterior_family
         raw = self.encoder(family.inputs(features, u)).to(features.dtype)
-        return family.combine(family.read(raw, self.n_latents), self.prior, u)
+        return family.read(raw, self.n_latents)
+
+    def posterior(self, x: Tensor, u: Tensor | None = None) -> DiagonalGaussian:
+        """q(z|x), or q(z|x,u), shape ``(R, B, d)``."""
+        return self.posterior_family.combine(self.encoded(x, u), self.prior, u)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters of q, which are the encoder's, and those of p, the others."""

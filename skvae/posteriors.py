@@ -151,6 +151,44 @@ class ProductPosterior(EncoderPosterior):
     def combine(self, encoded: DiagonalGaussian, prior, u) -> DiagonalGaussian:
         return encoded.product(prior.marginal() if u is None else prior.given(u))
 
+    def importance_log_weights(self, model, x: Tensor, u, q, noise: Tensor) -> Tensor:
+        """Log p(x,z|u)/q(z|x,u) for noise ``(S, d)``, or of p(x,z)/q: ``(R, S, B)``.
+
+        Without u the proposal is not `q` but the mixture over the training u,
+
+            q(z|x) = sum_u w_u e(z|x) p(z|u) / C(x) = e(z|x) p(z) / C(x),
+
+        e being the encoder's Gaussian: the weight is C(x) p(x|z) / e(z|x).
+        """
+        if u is not None:
+            return super().importance_log_weights(model, x, u, q, noise)
+        encoded = model.encoded(x).on_rows(lambda t: t.unsqueeze(2))
+        prior = model.prior.given(model.prior.grid).on_rows(lambda t: t.unsqueeze(1))
+        parts = encoded.product(prior)
+        # A product of two Gaussians is a third one times the integral of the product.
+        integral = sum(f.log_prob(parts.loc) for f in (encoded, prior))
+        integral = integral - parts.log_prob(parts.loc)
+        log_shares = integral + model.prior.grid_log_weights.unsqueeze(1)
+        log_total = torch.logsumexp(log_shares, dim=-1, keepdim=True)
+        # Each part gets its share of the draws, to within one, from a random start.
+        # Far digits of a normal draw are uniform whatever the draw is.
+        n_draws = len(noise)
+        start = (1e3 * noise[0, 0]).frac().abs()
+        places = (torch.arange(n_draws).to(noise) + start) / n_draws
+        edges = torch.cumsum(torch.exp(log_shares - log_total), dim=-1)
+        places = places.expand(*edges.shape[:-1], -1).contiguous()
+        chosen = torch.searchsorted(edges, places).clamp_(max=edges.shape[-1] - 1)
+        replicas, rows = (
+            torch.arange(n, device=x.device).view(shape)
+            for n, shape in zip(chosen.shape[:2], ((-1, 1, 1), (-1, 1)), strict=True)
+        )
+        z = parts.on_rows(lambda t: t[replicas, rows, chosen]).sample(noise)
+        log_encoded = encoded.log_prob(z).transpose(1, 2)
+        z = z.transpose(1, 2).flatten(1, 2)
+        repeated = x.repeat(1, n_draws, 1)
+        log_likelihood = model.likelihood.log_prob(repeated, model.decode(z, repeated))
+        return log_total.mT + log_likelihood.view(log_encoded.shape) - log_encoded
+
 
 class JointPosterior(EncoderPosterior):
     """Take q(z|x,u) from one encoder of x and u, as in the iVAE paper.

@@ -3,18 +3,29 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 import skvae
-from skvae import VAE, IdentifiableVAE, MixtureVAE, iVAE
+from skvae import (
+    VAE,
+    IdentifiableVAE,
+    MixtureVAE,
+    PosteriorCollapseWarning,
+    iVAE,
+)
 from skvae._random import generator
 from skvae.datasets import make_nonlinear_ica
 from skvae.likelihoods import Gaussian
 from skvae.metrics import mean_correlation_score
 from skvae.networks import InjectiveFlow
+from skvae.networks._layers import DenseNetwork
+from skvae.networks.anchored import AnchoredNetwork
+from skvae.networks.injective_flow import InjectiveFlowNetwork, InverseNetwork
 from skvae.posteriors import EncoderPosterior
+from skvae.priors import ConditionalGaussian
 
 FLOW = {"encoder": "inverse", "decoder": "flow", "learning_rate": 0.02, "device": "cpu"}
 
@@ -112,15 +123,53 @@ def test_the_posterior_is_exact_where_the_decoder_is_affine(n_components, data):
     # Codes and their order are those of the estimator's surface.
     offset, *columns = vae.inverse_transform(codes)
     J = np.array(columns) - offset
-    for segment in range(3):
-        rows = X[u == segment][:20]
+    rows, laws = X[::10], []
+    for segment in range(6):
         one_hot = torch.eye(6)[[segment]].unsqueeze(0)
         prior = vae.module_.prior.given(one_hot)
         loc, scale = (t[0, 0, vae._order].numpy() for t in (prior.loc, prior.scale))
         covariance = (J.T * scale**2) @ J + 0.2**2 * np.eye(3)
         law = multivariate_normal(loc @ J + offset, covariance)
-        found = vae.score_samples(rows, u=np.full(20, segment))
-        np.testing.assert_allclose(found, law.logpdf(rows), atol=2e-3)
+        laws.append(law.logpdf(rows))
+        found = vae.score_samples(rows, u=np.full(len(rows), segment))
+        np.testing.assert_allclose(found, laws[-1], atol=2e-3)
+    shares = np.bincount(u) / len(u)
+    mixture = logsumexp(np.array(laws), b=shares[:, None], axis=0)
+    np.testing.assert_allclose(vae.score_samples(rows), mixture, atol=2e-3)
+
+
+AUTOMATIC = {
+    "flow": (InjectiveFlowNetwork, InverseNetwork, "full", 0.02),
+    "anchored": (AnchoredNetwork, DenseNetwork, "diagonal", 0.005),
+}
+
+
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+@pytest.mark.parametrize(
+    ("options", "n_features", "with_u", "expected"),
+    [
+        ({}, 3, True, "flow"),
+        ({}, 3, False, "anchored"),
+        ({}, 17, True, "anchored"),
+        ({"likelihood": "bernoulli"}, 3, True, "anchored"),
+        ({"posterior_type": "joint"}, 3, True, "anchored"),
+        ({"encoder": "mlp"}, 3, True, "anchored"),
+        ({"decoder": "anchored"}, 3, True, "anchored"),
+        ({"encoder": "inverse"}, 3, False, "flow"),
+        ({"decoder": InjectiveFlow(depth=1)}, 17, True, "flow"),
+    ],
+)
+def test_what_auto_stands_for(options, n_features, with_u, expected):
+    rng = np.random.default_rng(0)
+    X, u = rng.integers(0, 2, size=(40, n_features)), np.arange(40) % 4
+    options = {"width": 8, "schedule": "constant", "max_iter": 1, **options}
+    vae = IdentifiableVAE(2, random_state=0, **options)
+    model = vae.fit(X, u=u if with_u else None).module_
+    decoder, encoder, covariance, rate = AUTOMATIC[expected]
+    assert isinstance(model.decoder, decoder)
+    assert isinstance(model.encoder, encoder)
+    assert model.posterior_family.covariance == covariance
+    assert vae.history_["learning_rate"] == [rate]
 
 
 def test_small_noise_makes_the_bound_tight(data):
@@ -147,6 +196,14 @@ def test_an_encoder_of_its_own_and_other_likelihoods_go_with_the_decoder(data):
     for likelihood in ("bernoulli", "gaussian"):
         vae = VAE(2, decoder="flow", likelihood=likelihood, max_iter=2, random_state=0)
         assert np.isfinite(vae.fit(X).score(X))
+
+
+def test_a_collapse_is_not_blamed_on_a_slope_that_nobody_set(data):
+    prior = ConditionalGaussian(mean="zero")
+    vae = IdentifiableVAE(3, prior=prior, beta=20.0, learning_rate=0.1, max_iter=5)
+    with pytest.warns(PosteriorCollapseWarning) as caught:
+        vae.set_params(random_state=0).fit(data.data, u=data.u)
+    assert "inverse_lipschitz" not in str(caught[0].message)
 
 
 def test_saving_searching_and_restarts(data, tmp_path):

@@ -143,7 +143,8 @@ def test_score_is_the_mean_of_score_samples_given_u(cls, X, u):
 def test_score_samples_without_u_is_of_the_mixture(cls, X, u):
     # Unequal frequencies, so that the mixture's weights matter.
     rows = np.r_[0:48, 48, 72, 96]
-    vae = known(cls, **SMALL).set_params(n_draws=20_000).fit(X[rows], u=u[rows])
+    vae = known(cls, **SMALL).set_params(n_draws=20_000, max_iter=60)
+    vae.fit(X[rows], u=u[rows])
     # Priors far apart, so that a row tells which u it has.
     weight = vae.module_.prior.mean.weight
     with torch.no_grad():
@@ -156,8 +157,11 @@ def test_score_samples_without_u_is_of_the_mixture(cls, X, u):
     equal_weights = np.logaddexp.reduce(given, axis=0) - np.log(5)
     scores = vae.score_samples(some)
     error = np.median(np.abs(scores - mixture))
-    assert error < 0.05
-    assert error < 0.3 * np.median(np.abs(scores - equal_weights))
+    assert error < 0.02
+    assert error < 0.1 * np.median(np.abs(scores - equal_weights))
+    # The draws go where a row's own segment has its codes, so that few are enough.
+    few = vae.set_params(n_draws=50).score_samples(some)
+    assert np.median(np.abs(few - mixture)) < 0.2
 
 
 def test_identifiable_vae_without_u_scores_under_its_mixture_prior(X, u):

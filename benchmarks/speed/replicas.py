@@ -82,6 +82,7 @@ STUDY = Study(
     measure=measure,
     columns={"log_likelihood": "{:.2f}"},
     configurations=lambda options: [{"question": MAIN}, {"question": "curves"}],
+    threads=(1, 2),
     targets=(
         Target(MAIN, EIGHT, ONE, at_most=2.5),
         Target(MAIN, EIGHT, LOOP),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import time
 import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.decomposition import PCA, FactorAnalysis, TruncatedSVD
 from sklearn.exceptions import ConvergenceWarning
@@ -31,8 +29,6 @@ STEPS, WIDE_STEPS, QUICK_STEPS = 6000, 3000, 1200
 WIDE = 256
 DRAWS = 100
 DENSITY_ROWS, PROBE_ROWS = 500, 5000
-# With more classes than this, p(x) is estimated without going through them.
-MAX_ENUMERATED = 20
 BASELINE_COLOR = "#8a949e"
 COLORS = [
     *("#4c8dd6", "#e08a1e", "#22a079", "#a06bd3"),
@@ -236,25 +232,10 @@ def fit_estimator(
     information = mutual_information(mean, std, random_state=0)
     result.information, result.ceiling = information.value, information.ceiling
     rows = spread(len(data.X_test), DENSITY_ROWS)
-    scores = log_density(model, data.X_test[rows], u)
+    scores = model.score_samples(data.X_test[rows])
     _set_density(result, scores, data.n_tokens(rows))
     _probe(result, model.transform(data.X), mean, data, probes(data, probe))
     return result
-
-
-def log_density(model, X, u):
-    """Estimates of log p(x) from about 100 draws, u summed out where it was given.
-
-    Where u took few values, p(x) is the sum over them of p(u) p(x|u), each with its
-    share of the draws: a proposal per class is much tighter than one for all.
-    """
-    if u is None or len(np.unique(u)) > MAX_ENUMERATED or u.dtype.kind not in "iu":
-        return model.score_samples(X)
-    values, counts = np.unique(u, return_counts=True)
-    draws = max(10, round(DRAWS / len(values)))
-    scorer = copy.copy(model).set_params(n_draws=draws)
-    parts = [scorer.score_samples(X, u=np.full(len(X), value)) for value in values]
-    return logsumexp(parts, axis=0, b=(counts / counts.sum())[:, None])
 
 
 def spread(n, limit):

@@ -153,11 +153,16 @@ class BaseVAE(
     def _network(self, part, table=DECODERS, **options):
         return resolve(part, table, width=self.width, depth=self.depth, **options)
 
+    def _networks(self, conditional):
+        """Encoder and decoder, as names or specifications."""
+        return self.encoder, self.decoder
+
     def _parts(self, conditional):
         """The specifications of this estimator; `conditional` where u is given."""
+        encoder, decoder = self._networks(conditional)
         return Specifications(
-            encoder=self._network(self.encoder, table=ENCODERS),
-            decoder=self._network(self.decoder),
+            encoder=self._network(encoder, table=ENCODERS),
+            decoder=self._network(decoder),
             prior=StandardNormal(),
             likelihood=resolve(self.likelihood, LIKELIHOODS),
             posterior=EncoderPosterior(),

@@ -13,7 +13,7 @@ default="amortized"
         Number of epochs.
     batch_size : int or "auto", default="auto"
         Rows per step. "auto" takes a 32nd of the rows, between 16 and 128.
-    learning_rate : float, default={learning_rate}
+    learning_rate : {learning_rate}
         Adam's step size.
     schedule : {{"cosine", "constant"}}, default="cosine"
         "cosine" keeps the rate for half of training and then lets it fall to a
@@ -48,7 +48,7 @@ beta : float, default=1.0
         Units of each hidden layer of networks given by name.
     depth : int, default=2
         Hidden layers of networks given by name.
-    encoder : {{"mlp", "inverse", "conv", "resnet"}} or specification, default="mlp"
+    encoder : {encoder}
         Network from x to the posterior, for example ``MLP(activation="tanh")``.
         "inverse" is the inverse of ``decoder="flow"``. "conv" and "resnet" read rows
         as square images; ``ConvEncoder(image_shape=(height, width))`` as others.
@@ -63,6 +63,10 @@ specification, default="gaussian"
 or specification, default="elbo"
         Training objective, for example ``ELBO(warm_up=0.3, free_bits=0.05)``.
 """
+
+ENCODER = '{"mlp", "inverse", "conv", "resnet"} or specification, default="mlp"'
+
+RATE = "float, default=0.001"
 
 RESTARTS = """\
 Number of restarts, trained together in one batch. The one with the best
@@ -110,22 +114,25 @@ kl_per_component_ : ndarray of shape (n_components,)
         Names of features seen during fit, when X has string column names."""
 
 
-def documented(decoder, *, width=256, learning_rate=0.001):
+def documented(decoder, *, encoder=ENCODER, width=256, learning_rate=RATE):
     """Class decorator that fills the shared sections into the docstring.
 
     Parameters
     ----------
     decoder : str
         Type and default of the class's `decoder` parameter.
+    encoder : str
+        Those of its `encoder`.
     width : int
         Default of its `width`.
-    learning_rate : float
-        Default of its `learning_rate`.
+    learning_rate : str
+        Type and default of its `learning_rate`.
     """
 
     def fill(cls):
         shared = (PARAMETERS + TRAINING).format(
             decoder=decoder,
+            encoder=encoder,
             width=width,
             learning_rate=learning_rate,
             restarts=RESTARTS,

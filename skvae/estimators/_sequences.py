@@ -10,7 +10,7 @@ from skvae._spec import resolve
 from skvae._tokens import MIN_TOKENS, PADDING, UNKNOWN, lengths, n_predicted
 from skvae._validation import Interval, check_is_fitted, check_X, column_name, warn
 from skvae.estimators._base import BaseVAE
-from skvae.estimators._docs import ATTRIBUTES, TRAINING
+from skvae.estimators._docs import ATTRIBUTES, RATE, TRAINING
 from skvae.estimators._fitting import Specifications
 from skvae.inference import INFERENCES
 from skvae.likelihoods import Tokens
@@ -129,7 +129,7 @@ def warn_of_padding(estimator, X):
 
 def documented(cls):
     """Class decorator that fills the shared sections into the docstring."""
-    training = TRAINING.format(learning_rate=0.001, restarts=RESTARTS, chance=CHANCE)
+    training = TRAINING.format(learning_rate=RATE, restarts=RESTARTS, chance=CHANCE)
     attributes = "n_tokens_ : int\n        Size of the vocabulary, padding included.\n"
     cls.__doc__ = cls.__doc__.replace(
         "[shared parameters]", PARAMETERS + training

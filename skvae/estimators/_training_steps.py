@@ -73,6 +73,9 @@ class TrainingSteps:
         """Number of latents of a model for so many features."""
         return self.n_components
 
+    def _step_size(self):
+        return self.learning_rate
+
     def _settings(self, n_rows, max_epochs, progress=None):
         batch_size = self.batch_size
         if batch_size == "auto":
@@ -82,7 +85,7 @@ class TrainingSteps:
         return Settings(
             max_epochs=max_epochs,
             batch_size=min(batch_size, n_rows),
-            learning_rate=self.learning_rate,
+            learning_rate=self._step_size(),
             schedule=SCHEDULES[schedule],
             patience=self.n_iter_no_change if self.early_stopping else None,
             tol=self.tol,
@@ -278,6 +281,9 @@ class TrainingSteps:
         if noise is not None:
             noise = float(np.mean(noise))
             largest = largest_variance(data)
+        slope = getattr(self, "inverse_lipschitz_", None)
+        if getattr(self.module_.decoder, "has_loose_certificate", False):
+            slope = None
         message = collapse_message(
             type(self).__name__,
             self.active_components_,
@@ -285,7 +291,7 @@ class TrainingSteps:
             noise,
             largest,
             history.stopped_by_patience,
-            getattr(self, "inverse_lipschitz_", None),
+            slope,
         )
         warn(message, PosteriorCollapseWarning)
 

@@ -129,8 +129,7 @@ class iFlow(ConditionalVAE):
     Columns that are functions of each other have no density: the likelihood then
     grows without limit. Remove them, or reduce X before: ``make_pipeline(PCA(5),
     iFlow())``. Where X has more columns than there are sources, or noise,
-    ``IdentifiableVAE(encoder="inverse", decoder="flow", covariance="full")`` learns
-    the noise beside the flow.
+    :class:`IdentifiableVAE` learns the noise beside the flow.
 
     The published flow is made of rational-quadratic spline couplings; this one
     alternates dense matrices with one spline per coordinate. Its certificate

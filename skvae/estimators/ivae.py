@@ -22,7 +22,9 @@ WARM_UP = 0.5
 
 
 @documented(
-    decoder='"mlp" or specification, default="mlp"', width=100, learning_rate=0.005
+    decoder='"mlp" or specification, default="mlp"',
+    width=100,
+    learning_rate="float, default=0.005",
 )
 class iVAE(ConditionalVAE):
     """Identifiable variational autoencoder with a prior p(z given u).
@@ -79,7 +81,7 @@ class iVAE(ConditionalVAE):
     training.
 
     More than two or three sources ask for a more precise encoder than a network
-    learns to be: ``encoder="inverse", decoder="flow", covariance="full"``.
+    learns to be: that of :class:`IdentifiableVAE`.
 
     References
     ----------

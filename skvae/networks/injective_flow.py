@@ -57,14 +57,17 @@ class InjectiveFlow(SplineFlow):
     --------
     >>> from skvae import IdentifiableVAE
     >>> from skvae.datasets import make_nonlinear_ica
+    >>> from skvae.networks import InjectiveFlow
     >>> X, u = make_nonlinear_ica(800, n_segments=8, n_features=3, random_state=0)
-    >>> vae = IdentifiableVAE(2, encoder="inverse", decoder="flow", covariance="full",
-    ...                       learning_rate=0.02, max_iter=20, random_state=0)
+    >>> vae = IdentifiableVAE(2, decoder=InjectiveFlow(depth=3), max_iter=20,
+    ...                       random_state=0)
     >>> vae.fit(X, u=u).transform(X, u=u).shape
     (800, 2)
     """
 
     family = "network"
+    has_inverse = True
+    """Whether :class:`Inverse` can be its encoder."""
 
     def build(self, n_in: int, n_out: int, generators: Sequence[Generator]):
         """Make the module for R replicas; ValueError if ``n_in > n_out``."""
@@ -77,6 +80,8 @@ class InjectiveFlowNetwork(nn.Module):
     """The built :class:`InjectiveFlow`, ``(R, B, n_in) -> (R, B, n_out)``."""
 
     replayable = True
+    has_loose_certificate = True
+    """Whether its slopes may be far above the bound that is computed."""
 
     def __init__(self, flow: nn.Module, n_in: int, n_out: int):
         super().__init__()
