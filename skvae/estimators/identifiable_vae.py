@@ -49,9 +49,9 @@ or specification, default="auto"
     covariance : {"auto", "diagonal", "full"}, default="auto"
         Covariance of the posterior. A diagonal one draws the decoder towards
         orthogonal columns in its Jacobian and so away from the true latents, however
-        small the noise. A full one of ``encoder="mlp"`` can leave to a u of few
-        categories what q(z|x) should say, and transforms without u suffer. "auto" is
-        full with the decoder's inverse as encoder, which cannot, and else diagonal.
+        small the noise. With ``encoder="mlp"`` and few categories of u, codes without u
+        are worth less with a full one. "auto" is full with the decoder's inverse as
+        encoder, and diagonal otherwise.
     u_type : {"auto", "discrete", "continuous"}, default="auto"
         How u is read. "auto" takes one column of integers, booleans or strings as
         discrete and everything else as continuous.

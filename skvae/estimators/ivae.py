@@ -45,9 +45,8 @@ class iVAE(ConditionalVAE):
     covariance : {"diagonal", "full"}, default="diagonal"
         Covariance of the posterior. A diagonal one draws the decoder towards
         orthogonal columns in its Jacobian and so away from the true latents, however
-        small the noise: use "full" to recover sources with u at hand. With few
-        categories of u it can leave to u what q(z|x) should say, and transforms
-        without u suffer.
+        small the noise: use "full" to recover sources. Without the KL warm-up and
+        with few categories of u, codes without u are worth less with it.
     u_type : {"auto", "discrete", "continuous"}, default="auto"
         How u is read. "auto" takes one column of integers, booleans or strings as
         discrete and everything else as continuous.
