@@ -69,6 +69,10 @@ COVARIANCE = {
 }
 
 
+# Numbers in the covariances of a posterior's parts that are held at a time.
+PARTS_ELEMENTS = 1 << 22
+
+
 class EncoderPosterior(Specification):
     """Take q(z|x): the encoder's own Gaussian, which never sees u.
 
@@ -162,8 +166,16 @@ class ProductPosterior(EncoderPosterior):
         """
         if u is not None:
             return super().importance_log_weights(model, x, u, q, noise)
+        grid = model.prior.grid
+        n_rows = max(1, PARTS_ELEMENTS // (grid.shape[1] * noise.shape[1] ** 2))
+        if x.shape[1] > n_rows:
+            pieces = (
+                self.importance_log_weights(model, rows, None, q, noise)
+                for rows in x.split(n_rows, dim=1)
+            )
+            return torch.cat([*pieces], dim=-1)
         encoded = model.encoded(x).on_rows(lambda t: t.unsqueeze(2))
-        prior = model.prior.given(model.prior.grid).on_rows(lambda t: t.unsqueeze(1))
+        prior = model.prior.given(grid).on_rows(lambda t: t.unsqueeze(1))
         parts = encoded.product(prior)
         # A product of two Gaussians is a third one times the integral of the product.
         integral = sum(f.log_prob(parts.loc) for f in (encoded, prior))

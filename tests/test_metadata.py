@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.metadata_routing import get_routing_for_object
 
-from skvae import VAE, IdentifiableVAE, SkipVAE, all_estimators, iFlow, iVAE
+from skvae import VAE, IdentifiableVAE, SkipVAE, all_estimators, iFlow, iVAE, posteriors
 from skvae.networks import MLP, Skip
 from skvae.objectives import ELBO
 
@@ -162,6 +162,14 @@ def test_score_samples_without_u_is_of_the_mixture(cls, X, u):
     # The draws go where a row's own segment has its codes, so that few are enough.
     few = vae.set_params(n_draws=50).score_samples(some)
     assert np.median(np.abs(few - mixture)) < 0.2
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_rows_are_scored_alike_in_any_pieces(covariance, X, u, monkeypatch):
+    vae = iVAE(**SMALL, covariance=covariance).fit(X, u=u)
+    at_once = vae.score_samples(X)
+    monkeypatch.setattr(posteriors, "PARTS_ELEMENTS", 150)
+    np.testing.assert_allclose(vae.score_samples(X), at_once, rtol=1e-9)
 
 
 def test_identifiable_vae_without_u_scores_under_its_mixture_prior(X, u):
