@@ -428,7 +428,8 @@ def test_a_scoring_monitor_follows_training(cls, X, y, routing):
 @ESTIMATORS
 def test_a_scoring_monitor_of_the_log_likelihood(cls, X, y):
     monitor, keeper = ScoringMonitor(scoring={"score": log_likelihood}), Keeper()
-    vae = known(cls, **SMALL).set_callbacks(monitor, keeper).fit(X, y)
+    vae = known(cls, **{**SMALL, "max_iter": 12})
+    vae.set_callbacks(monitor, keeper).fit(X, y)
     rows = monitor.get_logs().data
     epochs = [row["score"] for row in rows if row["task_name"] == "epoch"]
     assert epochs == [fitted.score(X, y) for fitted in keeper.epochs]

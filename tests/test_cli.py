@@ -182,16 +182,18 @@ def test_row_of_an_estimator_is_what_it_says(compared, unit, parameters):
 
 
 @pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
-def test_density_of_a_conditional_model_sums_the_labels_out(
+def test_density_of_a_conditional_model_is_that_without_labels(
     compared, unit, arrays, parameters
 ):
-    model = skvae.iVAE(**parameters, n_draws=10).fit(unit["X_train"], arrays["y_train"])
+    model = skvae.iVAE(**parameters).fit(unit["X_train"], arrays["y_train"])
+    shown = read_table(compared[0])["iVAE+"]["log p(x)"]
+    assert shown == f"{model.score_samples(unit['X_test']).mean():.2f}"
     shares = np.bincount(arrays["y_train"]) / 150
     parts = [
         model.score_samples(unit["X_test"], u=np.full(80, label)) for label in range(10)
     ]
-    expected = logsumexp(parts, axis=0, b=shares[:, None]).mean()
-    assert read_table(compared[0])["iVAE+"]["log p(x)"] == f"{expected:.2f}"
+    summed = logsumexp(parts, axis=0, b=shares[:, None]).mean()
+    assert float(shown) == pytest.approx(summed, abs=0.1)
 
 
 def test_labels_of_held_out_rows_reach_the_probes_only(folder, arrays):
