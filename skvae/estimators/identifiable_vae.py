@@ -83,7 +83,7 @@ or specification, default="auto"
     16 features, the decoder is a flow of ``2 * depth`` layers and the encoder its
     inverse (:class:`~skvae.networks.InjectiveFlow`), learned at a rate of 0.02: it
     recovers sources best, and a step takes some three times as long. Otherwise the
-    decoder is "anchored" and the encoder "mlp", learned at 0.005. Where one of the two
+    decoder is "anchored" and the encoder "mlp", learned at 0.001. Where one of the two
     networks is given, the other is what goes with it.
 
     References
@@ -233,7 +233,7 @@ or specification, default="auto"
         if self.learning_rate != "auto":
             return self.learning_rate
         exact = self._has_exact_encoder(self._auxiliary_shape().n_columns > 0)
-        return 0.02 if exact else 0.005
+        return 0.02 if exact else 0.001
 
     def _parts(self, conditional):
         automatic = ConditionalGaussian() if conditional else GaussianMixture()
