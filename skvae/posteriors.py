@@ -140,6 +140,22 @@ class EncoderPosterior(Specification):
         return given_z.unflatten(1, z.shape[1:3]).mean(1)
 
 
+def _stratified(parts, shares: Tensor, noise: Tensor) -> Tensor:
+    """Draws of mixtures of C Gaussians ``(R, B, C, d)``, ``(R, B, S, d)``.
+
+    Each part gets its share ``(R, B, C)`` of the noise ``(S, d)``, to within one draw,
+    from a random start: far digits of a normal draw are uniform whatever it is.
+    """
+    start = (1e3 * noise[0, 0]).frac().abs()
+    places = (torch.arange(len(noise)).to(noise) + start) / len(noise)
+    places = places.expand(*shares.shape[:-1], -1).contiguous()
+    chosen = torch.searchsorted(shares.cumsum(-1), places)
+    chosen.clamp_(max=shares.shape[-1] - 1)
+    replicas = torch.arange(chosen.shape[0], device=noise.device).view(-1, 1, 1)
+    rows = torch.arange(chosen.shape[1], device=noise.device).unsqueeze(-1)
+    return parts.on_rows(lambda t: t[replicas, rows, chosen]).sample(noise)
+
+
 class ProductPosterior(EncoderPosterior):
     """Take q(z|x,u) proportional to q(z|x) p(z|u), and q(z|x) where u is not known.
 
@@ -182,22 +198,10 @@ class ProductPosterior(EncoderPosterior):
         integral = integral - parts.log_prob(parts.loc)
         log_shares = integral + model.prior.grid_log_weights.unsqueeze(1)
         log_total = torch.logsumexp(log_shares, dim=-1, keepdim=True)
-        # Each part gets its share of the draws, to within one, from a random start.
-        # Far digits of a normal draw are uniform whatever the draw is.
-        n_draws = len(noise)
-        start = (1e3 * noise[0, 0]).frac().abs()
-        places = (torch.arange(n_draws).to(noise) + start) / n_draws
-        edges = torch.cumsum(torch.exp(log_shares - log_total), dim=-1)
-        places = places.expand(*edges.shape[:-1], -1).contiguous()
-        chosen = torch.searchsorted(edges, places).clamp_(max=edges.shape[-1] - 1)
-        replicas, rows = (
-            torch.arange(n, device=x.device).view(shape)
-            for n, shape in zip(chosen.shape[:2], ((-1, 1, 1), (-1, 1)), strict=True)
-        )
-        z = parts.on_rows(lambda t: t[replicas, rows, chosen]).sample(noise)
+        z = _stratified(parts, torch.exp(log_shares - log_total), noise)
         log_encoded = encoded.log_prob(z).transpose(1, 2)
         z = z.transpose(1, 2).flatten(1, 2)
-        repeated = x.repeat(1, n_draws, 1)
+        repeated = x.repeat(1, len(noise), 1)
         log_likelihood = model.likelihood.log_prob(repeated, model.decode(z, repeated))
         return log_total.mT + log_likelihood.view(log_encoded.shape) - log_encoded
 

@@ -24,6 +24,10 @@ from skvae.priors import PRIORS, ConditionalGaussian, GaussianMixture
 FLOW_FEATURES = 16
 
 
+def _is_inverse(encoder):
+    return getattr(encoder, "of_decoder", False)
+
+
 @documented(
     encoder='{"auto", "mlp", "inverse", ...} or specification, default="auto"',
     decoder='{"auto", "anchored", "flow", ...} or specification, default="auto"',
@@ -82,7 +86,7 @@ or specification, default="auto"
     What is left at "auto" depends on the data. With u, a Gaussian likelihood and up to
     16 features, the decoder is a flow of ``2 * depth`` layers and the encoder its
     inverse (:class:`~skvae.networks.InjectiveFlow`), learned at a rate of 0.02: it
-    recovers sources best, and a step takes some three times as long. Otherwise the
+    recovers sources best, and takes two to three times as long. Otherwise the
     decoder is "anchored" and the encoder "mlp", learned at 0.001. Where one of the two
     networks is given, the other is what goes with it.
 
@@ -120,14 +124,8 @@ or specification, default="auto"
             HasMethods(["build", "get_params"]),
         ],
         "posterior_type": [StrOptions({"product", "joint"})],
-        "encoder": [
-            StrOptions({"auto", *ENCODERS}),
-            HasMethods(["build", "get_params"]),
-        ],
-        "decoder": [
-            StrOptions({"auto", *DECODERS}),
-            HasMethods(["build", "get_params"]),
-        ],
+        "encoder": [StrOptions({"auto"}), *BaseVAE._parameter_constraints["encoder"]],
+        "decoder": [StrOptions({"auto"}), *BaseVAE._parameter_constraints["decoder"]],
         "covariance": [StrOptions({"auto", "full", "diagonal"})],
         "learning_rate": [
             StrOptions({"auto"}),
@@ -211,11 +209,10 @@ or specification, default="auto"
             and posterior.n_inputs(n_features, 1) == n_features
         )
         if self.decoder != "auto":
-            decoder = self._network(self.decoder)
-            invertible &= getattr(decoder, "has_inverse", False)
+            given = self._network(self.decoder)
+            invertible &= getattr(given, "has_inverse", False)
         elif self.encoder != "auto":
-            encoder = self._network(self.encoder, ENCODERS)
-            invertible = getattr(encoder, "of_decoder", False)
+            invertible = _is_inverse(self._network(self.encoder, ENCODERS))
         else:
             invertible &= conditional and n_features <= FLOW_FEATURES
         flow = "inverse", InjectiveFlow(depth=2 * self.depth)
@@ -225,15 +222,11 @@ or specification, default="auto"
             decoder if self.decoder == "auto" else self.decoder,
         )
 
-    def _has_exact_encoder(self, conditional):
-        encoder, _ = self._networks(conditional)
-        return getattr(self._network(encoder, ENCODERS), "of_decoder", False)
-
     def _step_size(self):
         if self.learning_rate != "auto":
             return self.learning_rate
-        exact = self._has_exact_encoder(self._auxiliary_shape().n_columns > 0)
-        return 0.02 if exact else 0.001
+        parts = self._parts(conditional=self._auxiliary_shape().n_columns > 0)
+        return 0.02 if _is_inverse(parts.encoder) else 0.001
 
     def _parts(self, conditional):
         automatic = ConditionalGaussian() if conditional else GaussianMixture()
@@ -243,14 +236,13 @@ or specification, default="auto"
                 f"prior={self.prior!r} depends on u, but neither u nor y was passed to "
                 "fit. Pass u, or use prior='gaussian_mixture'."
             )
+        parts = super()._parts(conditional)
         covariance = self.covariance
         if covariance == "auto":
-            exact = self._has_exact_encoder(conditional)
-            covariance = "full" if exact else "diagonal"
+            covariance = "full" if _is_inverse(parts.encoder) else "diagonal"
         posterior = (
             resolve(self.posterior_type, POSTERIORS, covariance=covariance)
             if prior.needs_u
             else EncoderPosterior(covariance)
         )
-        parts = super()._parts(conditional)
         return parts._replace(prior=prior, posterior=posterior)

@@ -275,6 +275,7 @@ class InverseFlow(nn.Module):
     """The inverse of a flow that another module owns, ``(R, B, n) -> (R, B, n)``."""
 
     replayable = True
+    has_loose_certificate = True
 
     def __init__(self, flow: nn.Module):
         super().__init__()
