@@ -14,17 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.pipeline import Pipeline
 
 from skvae import __version__
 from skvae._random import Seeds
 from skvae._spec import Specification
 from skvae._validation import check_is_fitted
-from skvae.estimators import (
-    LIDSVAE,
-    SequenceVAE,
-    SkipSequenceVAE,
-    all_estimators,
-)
+from skvae.estimators import all_estimators, sequence_estimators
 from skvae.estimators._auxiliary import AuxiliaryEncoder
 from skvae.estimators._fitting import rebuild_model
 from skvae.inference import INFERENCES
@@ -33,6 +29,7 @@ from skvae.networks import DECODERS, ENCODERS, FLOWS
 from skvae.objectives import OBJECTIVES
 from skvae.posteriors import POSTERIORS
 from skvae.priors import PRIORS
+from skvae.text import Tokenizer
 
 __all__ = ["load", "save"]
 
@@ -50,8 +47,8 @@ _FAMILIES = (
     OBJECTIVES,
 )
 _SPECIFICATIONS = {cls.__name__: cls for family in _FAMILIES for cls in family.values()}
-_SEQUENCE_MODELS = [SequenceVAE, SkipSequenceVAE, LIDSVAE]
-_ESTIMATORS = {cls.__name__: cls for cls in [*all_estimators(), *_SEQUENCE_MODELS]}
+_SAVED = [*all_estimators(), *sequence_estimators(), Tokenizer]
+_ESTIMATORS = {cls.__name__: cls for cls in _SAVED}
 
 
 def save(estimator, path):
@@ -59,8 +56,9 @@ def save(estimator, path):
 
     Parameters
     ----------
-    estimator : estimator of skvae
-        Fitted estimator made of skvae's own parts.
+    estimator : estimator of skvae, or Pipeline of such
+        Fitted estimator made of skvae's own parts, or a pipeline of such, as a
+        :class:`~skvae.Tokenizer` with a sequence model behind it is.
     path : str or path-like
         File to write, by convention with suffix ``.skvae``.
 
@@ -69,8 +67,8 @@ def save(estimator, path):
     NotFittedError
         If the estimator is not fitted.
     TypeError
-        If the estimator or a part is not skvae's, or a parameter is a live object
-        such as a RandomState.
+        If the estimator, a step or a part is not skvae's, or a parameter is a live
+        object such as a RandomState.
     ValueError
         If parameters were changed after fit so that they no longer describe the
         fitted network.
@@ -97,32 +95,8 @@ def save(estimator, path):
     >>> bool((again.transform(X) == vae.transform(X)).all())
     True
     """
-    name = type(estimator).__name__
-    if _ESTIMATORS.get(name) is not type(estimator):
-        raise TypeError(
-            f"save writes the estimators {sorted(_ESTIMATORS)}. Got {name}; use "
-            "joblib.dump for pipelines and classes of your own."
-        )
-    check_is_fitted(estimator)
-    parameters = estimator.get_params(deep=False)
     tensors = {}
-    content = {
-        "estimator": name,
-        "parameters": {k: _encode(v, k, tensors) for k, v in parameters.items()},
-        "attributes": {
-            k: _encode(v, k, tensors)
-            for k, v in vars(estimator).items()
-            if k not in parameters | _APART.keys() and "callback" not in k
-        },
-        "requests": _requests(estimator),
-    }
-    state = estimator.module_.state_dict()
-    if _outline(estimator.module_) != _outline(rebuild_model(estimator, state)):
-        raise ValueError(
-            f"The parameters of this {name} were changed after fit and no longer "
-            "describe its network. Set them back, or fit again, before saving."
-        )
-    tensors.update({f"module/{k}": v.contiguous() for k, v in state.items()})
+    content = _content(estimator, "", tensors)
     header = {
         "format": "skvae",
         "format_version": str(FORMAT_VERSION),
@@ -130,6 +104,49 @@ def save(estimator, path):
         "content": json.dumps(content),
     }
     save_file(tensors, path, metadata=header)
+
+
+def _content(estimator, place, tensors):
+    """What `estimator` is in JSON; its numbers go to `tensors` under `place`."""
+    name = type(estimator).__name__
+    if type(estimator) is Pipeline:
+        options = estimator.get_params(deep=False)
+        steps = options.pop("steps")
+        return {
+            "pipeline": {k: _encode(v, k, tensors) for k, v in options.items()},
+            "steps": [[s, _content(e, f"{place}{s}/", tensors)] for s, e in steps],
+        }
+    if _ESTIMATORS.get(name) is not type(estimator):
+        raise TypeError(
+            f"save writes the estimators {sorted(_ESTIMATORS)} and pipelines of them. "
+            f"Got {name}; use joblib.dump for other steps and classes of your own."
+        )
+    check_is_fitted(estimator)
+    parameters = estimator.get_params(deep=False)
+    attributes = {
+        k: v
+        for k, v in vars(estimator).items()
+        if k not in parameters | _APART.keys() and "callback" not in k
+    }
+    content = {
+        "estimator": name,
+        "parameters": {
+            k: _encode(v, place + k, tensors) for k, v in parameters.items()
+        },
+        "attributes": {
+            k: _encode(v, place + k, tensors) for k, v in attributes.items()
+        },
+        "requests": _requests(estimator),
+    }
+    if hasattr(estimator, "module_"):
+        state = estimator.module_.state_dict()
+        if _outline(estimator.module_) != _outline(rebuild_model(estimator, state)):
+            raise ValueError(
+                f"The parameters of this {name} were changed after fit and no longer "
+                "describe its network. Set them back, or fit again, before saving."
+            )
+        tensors.update({f"{place}module/{k}": v.contiguous() for k, v in state.items()})
+    return content
 
 
 def load(path):
@@ -142,8 +159,8 @@ def load(path):
 
     Returns
     -------
-    estimator : estimator of skvae
-        Fitted, with its network on the CPU.
+    estimator : estimator of skvae, or Pipeline
+        Fitted, with its networks on the CPU.
 
     Raises
     ------
@@ -185,29 +202,50 @@ def load(path):
             f"formats up to {FORMAT_VERSION}. Update skvae."
         )
     content = json.loads(header["content"])
-    name = content["estimator"]
-    if name not in _ESTIMATORS:
-        raise ValueError(f"{path} holds an estimator unknown to this skvae: {name!r}.")
+    unknown = _names(content) - _ESTIMATORS.keys()
+    if unknown:
+        raise ValueError(
+            f"{path} holds an estimator unknown to this skvae: {unknown.pop()!r}."
+        )
     if header["skvae_version"] != __version__:
         warnings.warn(
             InconsistentVersionWarning(
-                estimator_name=name,
+                estimator_name="/".join(sorted(_names(content))),
                 current_sklearn_version=__version__,
                 original_sklearn_version=header["skvae_version"],
             ),
             stacklevel=2,
         )
+    return _estimator(content, "", tensors)
+
+
+def _names(content):
+    """The classes that a file holds."""
+    if "steps" in content:
+        return set().union(*(_names(step) for _, step in content["steps"]))
+    return {content["estimator"]}
+
+
+def _estimator(content, place, tensors):
+    """Inverse of :func:`_content`."""
+    if "steps" in content:
+        steps = [
+            (s, _estimator(c, f"{place}{s}/", tensors)) for s, c in content["steps"]
+        ]
+        options = content["pipeline"].items()
+        return Pipeline(steps, **{k: _decode(v, tensors) for k, v in options})
     parameters = {k: _decode(v, tensors) for k, v in content["parameters"].items()}
-    estimator = _ESTIMATORS[name](**parameters)
+    estimator = _ESTIMATORS[content["estimator"]](**parameters)
     for key, value in content["attributes"].items():
         setattr(estimator, key, _decode(value, tensors))
     _set_requests(estimator, content.get("requests"))
-    prefix = "module/"
+    prefix = f"{place}module/"
     state = {
         k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
     }
-    estimator.module_ = rebuild_model(estimator, state)
-    estimator.module_.load_state_dict(state)
+    if state:
+        estimator.module_ = rebuild_model(estimator, state)
+        estimator.module_.load_state_dict(state)
     return estimator
 
 
@@ -269,8 +307,9 @@ def _encode(value, name, tensors):
     if isinstance(value, Specification) and _SPECIFICATIONS.get(kind) is type(value):
         parameters = value.get_params(deep=False)
         return {"specification": kind, **_encode(parameters, name, tensors)}
+    name = name.rpartition("/")[2].split(".")[0]
     raise TypeError(
-        f"save cannot write {name.split('.')[0]}={value!r}: {kind} is neither a plain "
+        f"save cannot write {name}={value!r}: {kind} is neither a plain "
         "value nor one of skvae's own parts. Use an int for random_state, or "
         "joblib.dump."
     )

@@ -704,7 +704,7 @@ def test_module_runs_as_a_program():
 MISTAKES = [
     (["compare", "--data", "nothing.csv"], "There is no file nothing.csv"),
     (["compare", "--data", "data.dat"], "unknown kind of file"),
-    (["forecast", "data.txt"], "Text is for `skvae compare`"),
+    (["forecast", "data.txt"], "Text is for the sequence models"),
     (["compare", "--methods", "SkpVAE"], "Did you mean 'SkipVAE'?"),
     (["compare", "--likelihood", "bernouli"], "Did you mean 'bernoulli'?"),
     (["compare", "--n-components", "0"], "invalid positive integer value: '0'"),

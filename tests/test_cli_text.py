@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_pipeline
 
 import skvae
 from skvae.cli import main
@@ -256,7 +257,7 @@ def test_words_of_held_out_documents_that_are_not_known_are_counted(tmp_path):
     lines = [f"word{i}" for i in range(40)]
     found = prepared(write(tmp_path / "a.txt", lines))
     # Half the tokens are the ends of documents.
-    assert any("50.0% of held-out tokens are not" in note for note in found.notes)
+    assert any("50.0% of held-out tokens are unknown" in note for note in found.notes)
 
 
 # The page
@@ -376,6 +377,78 @@ def test_interruption_leaves_the_old_page_and_nothing_else(
     assert err.splitlines()[-1] == "skvae: interrupted; nothing was written."
     assert page.read_text() == "the old page"
     assert os.listdir(tmp_path) == ["page.html"]
+
+
+# fit, transform, score
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    """A model of the labelled file, its output, and the texts it saw."""
+    path = folder / "reviews.skvae"
+    argv = ["SkipSequenceVAE", folder / "labelled.tsv.gz", "--n-components", "3"]
+    argv += ["--width", "8", "--set", "embedding_size=8", "--max-iter", "3"]
+    out, err = ran("fit", *argv, "--random-state", "0", "-o", path)
+    return path, out, err, [text for _, text in reviews()]
+
+
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+def test_a_model_of_documents_reads_text(model):
+    path, out, err, texts = model
+    assert "SkipSequenceVAE on 120 documents, 3 epochs" in out
+    assert "occur at least 1 times" in err
+    loaded = skvae.load(path)
+    parameters = {"width": 8, "embedding_size": 8, "max_iter": 3, "random_state": 0}
+    expected = make_pipeline(
+        skvae.Tokenizer(), skvae.SkipSequenceVAE(3, **parameters)
+    ).fit(texts)
+    np.testing.assert_array_equal(loaded.transform(texts), expected.transform(texts))
+
+
+def test_latents_and_scores_of_documents(model, tmp_path):
+    path, _, _, texts = model
+    held_out = [*texts[:5], "", "the food is unheard of ."]
+    data = write(tmp_path / "new.txt", held_out)
+    pipeline = skvae.load(path)
+    texts = [text for text in held_out if text]
+    out, err = ran("transform", path, data)
+    assert "1 empty lines were left out." in err
+    found = np.loadtxt(io.StringIO(out), delimiter=",", skiprows=1)
+    np.testing.assert_allclose(found, pipeline.transform(texts), rtol=1e-5, atol=1e-6)
+    out, _ = ran("score", path, data)
+    mean = pipeline.score_samples(texts).mean()
+    assert out.startswith(f"{mean:.4f} ")
+    assert "6 documents" in out
+    perplexity = pipeline[-1].perplexity(pipeline[:-1].transform(texts))
+    assert f"Perplexity per token: {perplexity:.2f}" in out
+
+
+MODEL_MISTAKES = [
+    (["fit", "VAE", "plain.txt"], "For text there are: SequenceVAE"),
+    (["fit", "LIDSVAE", "plain.txt", "--u", "y"], "takes no auxiliary variable"),
+    (["fit", "LIDSVAE", "plain.txt", "--target", "y"], "--target does not go"),
+    (["fit", "LIDSVAE", "blank.txt"], "Tokenizer got no documents"),
+    (["score", "reviews.skvae", "table.npy"], "trained on text, and table.npy is a"),
+    (["transform", "table.skvae", "plain.txt"], "Text is for the sequence models"),
+    (["report", "reviews.skvae", "plain.txt"], "report is for tables"),
+]
+
+
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+@pytest.mark.parametrize(("argv", "message"), MODEL_MISTAKES)
+def test_tables_and_text_are_kept_apart(argv, message, model, mistaken, monkeypatch):
+    monkeypatch.chdir(mistaken)
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    np.save("table.npy", X)
+    skvae.save(skvae.VAE(1, width=4, max_iter=1).fit(X), "table.skvae")
+    before = sorted(os.listdir("."))
+    code, out, err = run(*argv)
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+    assert sorted(os.listdir(".")) == before
+
+
+# Mistakes
 
 
 MISTAKES = [

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.base import clone
 from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import skvae
@@ -24,7 +24,9 @@ from skvae import (
     VAE,
     IdentifiableVAE,
     MixtureVAE,
+    SkipSequenceVAE,
     SkipVAE,
+    Tokenizer,
     all_estimators,
     iFlow,
     iVAE,
@@ -328,6 +330,32 @@ def test_files_are_replaced(vae, path, kind):
     assert load_file(kind(path)).n_features_in_ == 4
 
 
+def test_pipelines_from_text_come_back(path):
+    texts = ["the cat sat on the mat", "a dog ran home", "Über the moon"] * 8
+    model = SkipSequenceVAE(2, width=6, embedding_size=5, max_iter=2, random_state=0)
+    steps = [("words", Tokenizer(max_length=9)), ("model", model)]
+    pipeline = Pipeline(steps, verbose=True).fit(texts)
+    save_file_of(pipeline, path)
+    again = load_file(path)
+    assert [*again.named_steps] == ["words", "model"]
+    assert again.get_params().keys() == pipeline.get_params().keys()
+    assert again.verbose
+    assert again["words"].vocabulary_ == pipeline["words"].vocabulary_
+    Z = pipeline.transform(texts)
+    np.testing.assert_array_equal(again.transform(texts), Z)
+    np.testing.assert_array_equal(
+        again.score_samples(texts), pipeline.score_samples(texts)
+    )
+    assert again.inverse_transform(Z) == pipeline.inverse_transform(Z)
+
+
+def test_two_models_in_a_pipeline_keep_apart(path):
+    pipeline = make_pipeline(VAE(3, **TINY), VAE(2, **TINY | {"width": 5})).fit(real())
+    save_file_of(pipeline, path)
+    again = load_file(path)
+    np.testing.assert_array_equal(again.transform(real()), pipeline.transform(real()))
+
+
 # ------------------------------------------------------------------- refusals
 
 
@@ -341,9 +369,11 @@ def test_unfitted_estimators_are_refused(path):
     refuses(NotFittedError, "not fitted", VAE(2), path)
 
 
-def test_pipelines_are_refused(path):
+def test_steps_of_others_are_refused(path):
     pipeline = make_pipeline(StandardScaler(), VAE(2, **TINY)).fit(real())
-    refuses(TypeError, "Got Pipeline; use joblib", pipeline, path)
+    refuses(TypeError, "Got StandardScaler; use joblib", pipeline, path)
+    pipeline = make_pipeline(Tokenizer(), VAE(2))
+    refuses(NotFittedError, "not fitted", pipeline, path)
 
 
 def test_estimators_of_the_user_are_refused(path):

@@ -13,6 +13,7 @@ from skvae.cli._files import numbers, read_table
 from skvae.cli._parameters import estimator_class
 from skvae.cli._terminal import print_table, say
 from skvae.displays import forecast_for
+from skvae.estimators import all_estimators, sequence_estimators
 
 
 def run_forecast(arguments):
@@ -124,7 +125,7 @@ def run_list(arguments):
     from skvae.networks import DECODERS, ENCODERS
 
     print("Estimators")
-    for cls in skvae.all_estimators():
+    for cls in [*all_estimators(), *sequence_estimators()]:
         print(f"  {cls.__name__:<16} {first_line(cls)}")
         print(f"  {'':<16} {papers(cls)}")
     tables = {"Likelihoods": LIKELIHOODS, "Encoders": ENCODERS, "Decoders": DECODERS}

@@ -17,7 +17,6 @@ from skvae.cli._data import (
 )
 from skvae.cli._files import read_documents
 
-ESTIMATORS = ("SequenceVAE", "SkipSequenceVAE", "LIDSVAE")
 ROWS, QUICK_ROWS, TEST_ROWS = 3000, 500, 1000
 # Later tokens of a document are left out: time grows with the longest.
 LONGEST = 60
@@ -28,11 +27,6 @@ STEPS, QUICK_STEPS = 1000, 100
 DRAWS = 20
 # How corpora that are split already write a word they do not know.
 UNKNOWNS = ("<unk>", "_UNK")
-
-
-def sequence_estimators():
-    """The classes that take token matrices."""
-    return [getattr(skvae, name) for name in ESTIMATORS]
 
 
 def check_options(arguments):
@@ -64,11 +58,7 @@ def prepare_documents(arguments):
     lines, y = read_documents(path)
     y = None if y is None else labels(typed(y), path)
     notes = []
-    written = np.array([bool(line.strip()) for line in lines], dtype=bool)
-    if not written.all():
-        notes.append(f"{(~written).sum():,} empty lines were left out.")
-    documents = np.array(lines, dtype=object)[written]
-    y = None if y is None else y[written]
+    documents, y = written(lines, y, notes)
     rng = np.random.RandomState(arguments.seed)
     rows = arguments.rows or (QUICK_ROWS if arguments.quick else ROWS)
     both = rows_of_both(rows)
@@ -88,11 +78,16 @@ def prepare_documents(arguments):
     return data
 
 
-def tokenized(train, test, notes):
-    """A tokenizer of the training documents, and the token matrices of both parts.
+def written(lines, y, notes):
+    """The lines that hold something, as an array, and their labels."""
+    kept = np.array([bool(line.strip()) for line in lines], dtype=bool)
+    if not kept.all():
+        notes.append(f"{(~kept).sum():,} empty lines were left out.")
+    return np.array(lines, dtype=object)[kept], None if y is None else y[kept]
 
-    The matrices are in single precision, in which networks then answer.
-    """
+
+def tokenizer_of(train, notes):
+    """A tokenizer fitted to the training documents."""
     min_count = 2 if len(train) >= MANY else 1
     options = {"min_count": min_count, "max_vocabulary": MAX_WORDS}
     unknown = next((u for u in UNKNOWNS if any(u in text for text in train)), None)
@@ -108,17 +103,26 @@ def tokenized(train, test, notes):
             f"{n:,} training documents are longer than {LONGEST} tokens and lost their "
             "ends."
         )
-        X = tokenizer.set_params(max_length=LONGEST).fit_transform(train)
-    X_test = tokenizer.transform(test)
+        tokenizer.set_params(max_length=LONGEST).fit(train)
     is_full = len(tokenizer.vocabulary_) == MAX_WORDS
-    share = (X_test == 1).sum() / (X_test > 0).sum()
     notes.append(
         f"{len(tokenizer.vocabulary_):,} words are known, those that occur at least "
         f"{min_count} times in training documents"
         + (f" and are among the {MAX_WORDS:,} most frequent" if is_full else "")
-        + f"; {100 * share:.1f}% of held-out tokens are not, and count as the one "
-        "unknown token."
+        + "; the others count as one unknown token."
     )
+    return tokenizer
+
+
+def tokenized(train, test, notes):
+    """A tokenizer of the training documents, and the token matrices of both parts.
+
+    The matrices are in single precision, in which networks then answer.
+    """
+    tokenizer = tokenizer_of(train, notes)
+    X, X_test = tokenizer.transform(train), tokenizer.transform(test)
+    share = (X_test == 1).sum() / (X_test > 0).sum()
+    notes.append(f"{100 * share:.1f}% of held-out tokens are unknown.")
     return tokenizer, X.astype(np.float32), X_test.astype(np.float32)
 
 

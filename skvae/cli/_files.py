@@ -153,7 +153,7 @@ def _read(name, target=None, u=None):
     path = Path(name)
     if path.suffix not in READERS:
         kinds = ", ".join(READERS)
-        texts = " Text is for `skvae compare`." if is_text(name) else ""
+        texts = " Text is for the sequence models." if is_text(name) else ""
         raise ValueError(f"{path}: unknown kind of file. Data come as {kinds}.{texts}")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")

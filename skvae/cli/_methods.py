@@ -17,10 +17,10 @@ import skvae
 from skvae.cli._data import Prepared
 from skvae.cli._documents import (
     document_parameters,
-    sequence_estimators,
     word_frequencies,
 )
 from skvae.cli._files import closest
+from skvae.estimators import sequence_estimators
 from skvae.metrics import active_units, mutual_information
 from skvae.probes import linear_probe, mlp_probe, neighbour_probe
 

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from sklearn.pipeline import Pipeline, make_pipeline
 
 import skvae
 from skvae.cli._data import (
@@ -16,16 +17,20 @@ from skvae.cli._data import (
     domain_of,
     scaled_to_unit,
 )
+from skvae.cli._documents import tokenizer_of, written
 from skvae.cli._files import (
     check_writable,
     closest,
+    is_text,
     numbers,
     read_column,
+    read_documents,
     read_table,
     replaced,
 )
 from skvae.cli._parameters import estimator_class, parameters_from
 from skvae.cli._terminal import Progress, print_table, say
+from skvae.estimators import sequence_estimators
 
 # Beyond this ratio of deviations, large columns decide alone what is learned.
 UNEQUAL_SCALES = 10.0
@@ -36,28 +41,65 @@ def run_fit(arguments):
     check_writable(arguments.output)
     cls = estimator_class(arguments.estimator)
     parameters = parameters_from(cls, arguments.set)
-    table = read_table(arguments.data, arguments.target, arguments.u)
-    X = checked(table.X, arguments.data)
-    values = np.asarray(X)
-    has_choice = "likelihood" in cls().get_params()
-    if has_choice and "likelihood" not in parameters:
-        name, reason = choose_likelihood(values, table.image_shape)
-        parameters["likelihood"] = name
-        say(f"Likelihood {name}: {reason}; --likelihood overrides.")
-    likelihood = parameters.get("likelihood", "gaussian")
-    X = divided(X, likelihood, table.image_shape)
-    warn_about_scales(np.asarray(X), likelihood)
-    model = cls(**parameters)
-    u = auxiliary(arguments, table)
+    fit_data = fit_documents if is_text(arguments.data) else fit_rows
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(model, X, table.y, u)
-    describe(model, len(values))
+        model, fitted, n_rows = fit_data(cls, parameters, arguments)
+    describe(model, n_rows, "row" if model is fitted else "document")
     for text in dict.fromkeys(str(item.message) for item in caught):
         print(f"* {text}")
     with replaced(arguments.output) as temporary:
-        skvae.save(model, temporary)
+        skvae.save(fitted, temporary)
     print(f"Model: {arguments.output}")
+
+
+def fit_rows(cls, parameters, arguments):
+    """A model of a table's rows, what to save of it, and their number."""
+    table = read_table(arguments.data, arguments.target, arguments.u)
+    model, X = model_for(cls, parameters, table, arguments.data)
+    warn_about_scales(np.asarray(X), model)
+    fit(model, X, table.y, auxiliary(arguments, table))
+    return model, model, len(X)
+
+
+def model_for(cls, parameters, table, path):
+    """An unfitted model, of the likelihood that goes with the values, and its X."""
+    X = checked(table.X, path)
+    model = cls(**parameters)
+    if hasattr(model, "likelihood") and "likelihood" not in parameters:
+        name, reason = choose_likelihood(np.asarray(X), table.image_shape)
+        model.set_params(likelihood=name)
+        say(f"Likelihood {name}: {reason}; --set likelihood=... overrides.")
+    return model, divided(X, model, table.image_shape)
+
+
+def fit_documents(cls, parameters, arguments):
+    """A model of a text file's lines, the pipeline from text, and their number."""
+    model = cls(**parameters)
+    if cls not in sequence_estimators():
+        names = ", ".join(known.__name__ for known in sequence_estimators())
+        raise ValueError(
+            f"{cls.__name__} learns from tables, and {arguments.data} is text. "
+            f"For text there are: {names}."
+        )
+    if arguments.u is not None or arguments.u_file is not None:
+        raise ValueError(f"{cls.__name__} takes no auxiliary variable. Leave out --u.")
+    notes = []
+    texts = documents_of(arguments, notes)
+    tokenizer = tokenizer_of(texts, notes)
+    for note in notes:
+        say(note)
+    fit(model, tokenizer.transform(texts), None, None)
+    return model, make_pipeline(tokenizer, model), len(texts)
+
+
+def documents_of(arguments, notes):
+    """The lines of a text file that hold something."""
+    if arguments.target is not None:
+        raise ValueError("--target does not go with a text file, which has no columns.")
+    lines, _ = read_documents(arguments.data)
+    texts, _ = written(lines, None, notes)
+    return list(texts)
 
 
 def fit(model, X, y, u):
@@ -97,19 +139,19 @@ def checked(X, path):
     return X
 
 
-def divided(X, likelihood, image_shape):
+def divided(X, model, image_shape):
     """Grey levels as shares of 255, told to the user."""
-    if hasattr(X, "columns"):
+    if hasattr(X, "columns") or not hasattr(model, "likelihood"):
         return X
-    X, was_divided = scaled_to_unit(X, likelihood, image_shape)
+    X, was_divided = scaled_to_unit(X, model.likelihood, image_shape)
     if was_divided:
         say("Grey levels are divided by 255.")
     return X
 
 
-def warn_about_scales(X, likelihood):
+def warn_about_scales(X, model):
     """Say when a few columns will drown the others."""
-    if domain_of(likelihood) != "real":
+    if not hasattr(model, "likelihood") or domain_of(model.likelihood) != "real":
         return
     spread = X.std(axis=0)
     spread = spread[spread > 0]
@@ -121,7 +163,7 @@ def warn_about_scales(X, likelihood):
         )
 
 
-def describe(model, n_rows):
+def describe(model, n_rows, unit):
     """KL per component, and what the estimator knows about itself."""
     active = model.active_components_
     rows = [
@@ -130,7 +172,7 @@ def describe(model, n_rows):
             zip(model.kl_per_component_, model.explained_kl_ratio_, active, strict=True)
         )
     ]
-    print(f"{type(model).__name__} on {n_rows:,} rows, {model.n_iter_} epochs\n")
+    print(f"{type(model).__name__} on {n_rows:,} {unit}s, {model.n_iter_} epochs\n")
     print_table(["component", "KL in nats", "share", "state"], rows)
     print(f"\n{active.sum()} of {len(active)} components active.")
     if hasattr(model, "inverse_lipschitz_"):
@@ -180,9 +222,23 @@ def rows_for(model, arguments, default="test"):
         X = X[list(wanted)]
     elif hasattr(X, "columns"):
         X = np.asarray(numbers(X, arguments.data))
-    return divided(
-        checked(X, arguments.data), model.likelihood, table.image_shape
-    ), table
+    return divided(checked(X, arguments.data), model, table.image_shape), table
+
+
+def input_of(model, arguments):
+    """What a saved model reads of a file, and u where it is there."""
+    if not isinstance(model, Pipeline):
+        X, table = rows_for(model, arguments)
+        return X, {} if table.u is None else {"u": table.u}
+    if not is_text(arguments.data):
+        raise ValueError(
+            f"{arguments.model} was trained on text, and {arguments.data} is a table."
+        )
+    notes = []
+    texts = documents_of(arguments, notes)
+    for note in notes:
+        say(note)
+    return texts, {}
 
 
 def run_transform(arguments):
@@ -193,8 +249,8 @@ def run_transform(arguments):
         if Path(output).suffix not in WRITERS:
             raise ValueError(f"{output}: latents are written as {', '.join(WRITERS)}.")
     model = load(arguments.model)
-    X, table = rows_for(model, arguments)
-    Z = model.transform(X) if table.u is None else model.transform(X, u=table.u)
+    X, options = input_of(model, arguments)
+    Z = model.transform(X, **options)
     if output is None:
         write_csv(sys.stdout, model, Z)
         return
@@ -218,13 +274,15 @@ WRITERS = {".npy": write_npy, ".csv": write_csv}
 def run_score(arguments):
     """Print the mean log-likelihood and its standard error."""
     model = load(arguments.model)
-    X, table = rows_for(model, arguments)
-    if table.u is None:
-        scores = model.score_samples(X)
-    else:
-        scores = model.score_samples(X, u=table.u)
+    X, options = input_of(model, arguments)
+    scores = model.score_samples(X, **options)
     error = np.std(scores, ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else np.nan
+    *before, network = model if isinstance(model, Pipeline) else [model]
+    unit = "document" if before else "row"
     print(
-        f"{np.mean(scores):.4f} +- {error:.4f} nats per row "
-        f"({len(scores):,} rows, {model.n_draws} draws each, standard error over rows)"
+        f"{np.mean(scores):.4f} +- {error:.4f} nats per {unit} ({len(scores):,} "
+        f"{unit}s, {network.n_draws} draws each, standard error over {unit}s)"
     )
+    if before:
+        n_tokens = (model[:-1].transform(X) > 0).sum()
+        print(f"Perplexity per token: {np.exp(-scores.sum() / n_tokens):.2f}")

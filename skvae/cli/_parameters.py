@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 
-import skvae
 from skvae.cli._files import closest
+from skvae.estimators import all_estimators, sequence_estimators
 
 
 def estimator_class(name):
     """The class of a name, in any case."""
-    known = {cls.__name__: cls for cls in skvae.all_estimators()}
+    classes = [*all_estimators(), *sequence_estimators()]
+    known = {cls.__name__: cls for cls in classes}
     by_case = {key.lower(): cls for key, cls in known.items()}
     if name.lower() not in by_case:
         raise ValueError(f"Unknown estimator {name!r}.{closest(name, known)}")

@@ -95,7 +95,7 @@ def _add_fit(commands):
     )
     add = parser.add_argument
     add("estimator", metavar="ESTIMATOR", help="a name that `skvae list` shows")
-    add("data", metavar="DATA", help=DATA_HELP)
+    add("data", metavar="DATA", help=f"{DATA_HELP}; {TEXT_HELP}")
     _add_data_options(parser)
     add("--u", metavar="NAME", help="column (or array) with the auxiliary variable")
     add("--u-file", metavar="FILE", help=".npy or .csv file with it")
@@ -112,7 +112,7 @@ def _add_model_commands(commands):
         parser = commands.add_parser(name, help=text, description=f"Print the {text}.")
         add = parser.add_argument
         add("model", metavar="MODEL", help="a file that `skvae fit` wrote")
-        add("data", metavar="DATA", help=DATA_HELP)
+        add("data", metavar="DATA", help=f"{DATA_HELP}; {TEXT_HELP}")
         add("--part", choices=["train", "test"], help="part of an .npz file with two")
         _add_data_options(parser)
         add("--u", metavar="NAME", help="column (or array) with the auxiliary variable")

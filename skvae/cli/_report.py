@@ -7,13 +7,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 import skvae
-from skvae.cli._data import choose_likelihood
 from skvae.cli._files import check_writable, read_table, replaced
-from skvae.cli._models import auxiliary, checked, divided, load, rows_for
+from skvae.cli._models import auxiliary, load, model_for, rows_for
 from skvae.cli._parameters import estimator_class, parameters_from
-from skvae.cli._terminal import Progress, print_table, say
+from skvae.cli._terminal import Progress, print_table
 
 
 def run_report(arguments):
@@ -49,18 +49,14 @@ def subject(arguments):
         if arguments.set:
             raise ValueError("--set goes with the name of an estimator, not a file.")
         model = load(arguments.model)
+        if isinstance(model, Pipeline):
+            raise ValueError(f"{arguments.model} reads text; report is for tables.")
         X, table = rows_for(model, arguments, default="train")
     else:
         cls = estimator_class(arguments.model)
         parameters = parameters_from(cls, arguments.set)
         table = read_table(arguments.data, arguments.target, arguments.u)
-        X = checked(table.X, arguments.data)
-        if "likelihood" in cls().get_params() and "likelihood" not in parameters:
-            name, reason = choose_likelihood(np.asarray(X), table.image_shape)
-            parameters["likelihood"] = name
-            say(f"Likelihood {name}: {reason}; --set likelihood=... overrides.")
-        X = divided(X, parameters.get("likelihood", "gaussian"), table.image_shape)
-        model = cls(**parameters)
+        model, X = model_for(cls, parameters, table, arguments.data)
     u = auxiliary(arguments, table)
     return model, X, table.y if u is None else u
 

@@ -31,12 +31,13 @@ __all__ = [
 
 
 def all_estimators():
-    """Return the estimator classes of the package.
+    """Return the estimator classes for tables of numbers.
 
     Returns
     -------
     estimators : list of type
-        Classes, in the order in which the documentation presents them.
+        Classes, in the order in which the documentation presents them. Those for
+        documents are not among them.
 
     Examples
     --------
@@ -54,3 +55,8 @@ def all_estimators():
         MixtureVAE,
         LIDMVAE,
     ]
+
+
+def sequence_estimators():
+    """Return the estimator classes for token matrices, and so for documents."""
+    return [SequenceVAE, SkipSequenceVAE, LIDSVAE]

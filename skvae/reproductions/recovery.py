@@ -6,6 +6,7 @@ network; held-out rows are represented by posterior means and matched with the s
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.decomposition import FastICA
 
 from skvae.datasets import make_nonlinear_ica
 from skvae.estimators import TCL, VAE, IdentifiableVAE, iFlow, iVAE
+from skvae.likelihoods import Gaussian
 from skvae.metrics import mean_correlation_score
 from skvae.networks import MLP
 from skvae.objectives import TotalCorrelation
@@ -70,6 +72,23 @@ def _vae(n, epochs, **options):
     return VAE(n, max_iter=epochs, **networks, **{**VAES, "n_init": 2, **options})
 
 
+def _published_vae(n, epochs, noise_variance, **options):
+    """A baseline as the released configurations have it: little noise, held fixed."""
+    network = MLP(width=100, activation="xtanh")
+    return VAE(
+        n,
+        encoder=network,
+        decoder=network,
+        likelihood=Gaussian(math.sqrt(noise_variance)),
+        learning_rate=0.01,
+        batch_size=64,
+        max_iter=epochs,
+        n_init=2,
+        device="cpu",
+        **options,
+    )
+
+
 METHODS = {
     "iVAE": lambda n, epochs: iVAE(n, covariance="full", max_iter=epochs, **VAES),
     "iVAE, diagonal": lambda n, epochs: iVAE(n, max_iter=epochs, **VAES),
@@ -93,6 +112,13 @@ METHODS = {
     # Its cost grows with the square of the batch.
     "beta-TC-VAE": lambda n, epochs: _vae(
         n, epochs, objective=TotalCorrelation(weight=4.0), batch_size=128
+    ),
+    "VAE, published": lambda n, epochs: _published_vae(n, epochs, noise_variance=1e-4),
+    "beta-VAE, published": lambda n, epochs: _published_vae(
+        n, epochs, noise_variance=1e-3
+    ),
+    "beta-TC-VAE, published": lambda n, epochs: _published_vae(
+        n, epochs, noise_variance=1e-4, objective=TotalCorrelation(weight=15.0)
     ),
     "TCL": lambda n, epochs: TCL(
         n, readout="none", max_iter=epochs, learning_rate=0.02, n_init=N_INIT, **SHARED
