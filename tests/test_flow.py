@@ -18,7 +18,7 @@ from skvae._random import generator
 from skvae.datasets import make_nonlinear_ica
 from skvae.metrics import mean_correlation_score
 from skvae.networks import SplineFlow
-from skvae.networks._flow import BOUND, Spline
+from skvae.networks._flow import BOUND, Function, Splines
 from skvae.priors import ConditionalGaussian, GaussianMixture
 
 
@@ -29,11 +29,23 @@ def build(n, n_replicas=1, scale=1.0, **options):
     with torch.no_grad():
         for number, p in enumerate(flow.parameters()):
             draws = [
-                torch.randn(p.shape[1:], generator=generator(100 * number + r))
+                torch.randn(p.shape[1:], generator=generator(1000 + 10 * number + r))
                 for r in range(n_replicas)
             ]
             p.add_(scale * 0.4 * torch.stack(draws))
     return flow
+
+
+def bent(n_layers, n, n_replicas=1, times=10.0):
+    """Splines in double precision, far from the identity."""
+    generators = [generator(seed) for seed in range(n_replicas)]
+    splines = Splines(n_layers, n, 8, generators)
+    with torch.no_grad():
+        for layer in range(n_layers):
+            splines.start(layer, generators)
+        for parameter in splines.parameters():
+            parameter.mul_(times)
+    return splines.double()
 
 
 def rows(n, seed=0, size=50, spread=2.0):
@@ -68,10 +80,8 @@ def test_the_log_determinant_is_that_of_autograd(n):
 
 
 def test_a_spline_increases_smoothly_and_inverts_beyond_its_ends():
-    spline = Spline(2, 8, [generator(0)]).double()
-    with torch.no_grad():
-        spline.log_heights.mul_(10.0)
-        spline.log_slopes.mul_(10.0)
+    splines = bent(2, 2)
+    spline = splines.functions()[1]
     t = torch.linspace(-2.5 * BOUND, 2.5 * BOUND, 4001).double()
     x = t.view(1, -1, 1).expand(1, -1, 2).clone().requires_grad_()
     value, log_slope = spline(x)
@@ -84,17 +94,41 @@ def test_a_spline_increases_smoothly_and_inverts_beyond_its_ends():
     assert finer < 0.2 * (derivative.max() - derivative.min())
     assert torch.allclose(spline.inverse(value), x, atol=1e-10)
     outside = value[0, :2].diff(dim=0) / x[0, :2].diff(dim=0)
-    ends = torch.exp(5.0 * torch.tanh(spline.log_slopes[0, :, 0] / 5.0))
+    ends = torch.exp(5.0 * torch.tanh(splines.log_slopes[0, 1, :, 0] / 5.0))
     assert torch.allclose(outside[0], ends)
 
 
+@pytest.mark.parametrize("direction", [Function.__call__, Function.inverse])
+def test_gradients_and_their_gradients_are_those_of_finite_differences(direction):
+    splines = bent(2, 3, n_replicas=2)
+    x = 2.0 * torch.randn(2, 9, 3, generator=generator(2)).double()
+    # Some lie beyond the outer knots, on either side.
+    assert (x > BOUND).any()
+    assert (x < -BOUND).any()
+
+    class SecondLayer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.splines = splines
+
+        def forward(self, x):
+            return direction(self.splines.functions()[1], x)
+
+    def evaluate(x, *parameters):
+        names = "splines.log_heights", "splines.log_slopes"
+        named = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(SecondLayer(), named, (x,))
+
+    inputs = [t.detach().requires_grad_() for t in (x, *splines.parameters())]
+    assert torch.autograd.gradcheck(evaluate, inputs)
+    assert torch.autograd.gradgradcheck(evaluate, inputs)
+
+
 def test_the_slope_bound_holds_and_is_not_vacuous():
-    spline = Spline(1, 8, [generator(0)]).double()
-    with torch.no_grad():
-        spline.log_heights.mul_(5.0)
+    splines = bent(1, 1, times=5.0)
     x = torch.linspace(-4, 4, 4001).double().view(1, -1, 1)
-    steepest = spline(x)[1].exp().max()
-    assert steepest <= spline.slope()[0] <= 10.0 * steepest
+    steepest = splines.functions()[0](x)[1].exp().max()
+    assert steepest <= splines.slope()[0] <= 10.0 * steepest
     flow = build(3, depth=2)
     x = rows(3, size=400)
     z = flow(x)[0, :, :3]
@@ -102,7 +136,7 @@ def test_the_slope_bound_holds_and_is_not_vacuous():
     assert (moved <= flow.slope()[0] * apart).all()
     # An affine flow reaches its bound along the first singular vector.
     flow = build(3, depth=0)
-    vector = torch.linalg.svd(flow.layers[0].weight[0]).U[:, 0]
+    vector = torch.linalg.svd(flow.weight[0, 0]).U[:, 0]
     image = (flow((vector).view(1, 1, 3)) - flow(torch.zeros(1, 1, 3).double()))[
         ..., :3
     ]
@@ -146,7 +180,7 @@ def test_copies_keep_both_directions_together():
     assert len(list(pair.parameters())) == len(list(flow.parameters()))
     for again in (copy.deepcopy(pair), pickle.loads(pickle.dumps(pair))):
         with torch.no_grad():
-            again[0].layers[0].bias.add_(1.0)
+            again[0].bias[:, 0].add_(1.0)
         x = rows(2)
         assert torch.allclose(again[1](again[0](x)[..., :2]), x, atol=1e-8)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,10 +21,8 @@ from torch import Generator, Tensor, nn
 from skvae._spec import Specification
 from skvae._validation import Interval
 from skvae.networks._layers import affine, normal_weights, zeros
+from skvae.networks._spline import BOUND, Evaluate, Invert
 
-# Splines bend between -BOUND and BOUND, a few standard deviations of their inputs,
-# and go on as straight lines.
-BOUND = 3.0
 # Slopes and logarithms of bin heights start within a tenth of the identity.
 START = 0.1
 LARGEST_LOG_SLOPE = 5.0
@@ -88,62 +87,62 @@ class SplineFlow(Specification):
         return SplineFlowNetwork(n_in, self.depth, self.n_bins, generators)
 
 
-def _times(tangents: Tensor, matrix: Tensor) -> Tensor:
-    """Rows ``(R, B, m, n)`` times one matrix ``(n, n)`` per replica, or for all."""
-    return (tangents.flatten(1, 2) @ matrix).unflatten(1, tangents.shape[1:3])
+def _bounded(t: Tensor) -> Tensor:
+    return torch.exp(LARGEST_LOG_SLOPE * torch.tanh(t / LARGEST_LOG_SLOPE))
 
 
-def _divided(x: Tensor, matrix: Tensor) -> Tensor:
-    """Rows times the inverse; unchecked, as a check would end recorded steps."""
-    return torch.linalg.solve_ex(matrix, x, left=False).result
+class Function(NamedTuple):
+    """An increasing function per replica and coordinate.
 
+    `bins` ``(R, n, K, 4)`` hold bottoms, slopes of chords and slopes at both ends;
+    `first` ``(R, 1, n)`` are the numbers of the first bins.
+    """
 
-class Dense(nn.Module):
-    """R square matrices with biases, started as random rotations."""
+    bins: Tensor
+    first: Tensor
+    bin_width: float
 
-    def __init__(self, n: int, generators: Sequence[Generator]):
-        super().__init__()
-        self.weight = normal_weights(generators, n, n, std=1.0)
-        with torch.no_grad():
-            self.weight.copy_(torch.linalg.qr(self.weight).Q)
-        self.bias = zeros(generators, 1, n)
+    def _rows(self, chosen: Tensor) -> Tensor:
+        """What the bins `chosen` ``(R, B, n)`` hold, shape ``(R, B, n, 4)``."""
+        flat = (chosen + self.first).view(-1)
+        return self.bins.reshape(-1, 4).index_select(0, flat).view(*chosen.shape, 4)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = torch.linalg.slogdet(self.weight).logabsdet
-        return affine(x, self.weight, self.bias), log_det.unsqueeze(-1)
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and log-derivatives, both of shape ``(R, B, n)``."""
+        place = (x.detach() + BOUND) / self.bin_width
+        chosen = place.clamp_(0, self.bins.shape[-2] - 1).long()
+        return Evaluate.apply(x, self._rows(chosen), chosen, self.bin_width)
 
     def inverse(self, y: Tensor) -> Tensor:
-        return _divided(y - self.bias, self.weight)
-
-    def pull_back(self, tangents: Tensor, log_det: Tensor) -> Tensor:
-        """Changes ``(R, B, m, n)`` of y as changes of x."""
-        return _times(tangents, torch.linalg.inv_ex(self.weight).inverse)
-
-    def slope(self) -> Tensor:
-        """Largest singular value, shape ``(R,)``."""
-        return torch.linalg.matrix_norm(self.weight, ord=2)
+        """The x of these values."""
+        starts = self.bins[..., 1:, 0].detach().unsqueeze(1)
+        chosen = (y.detach().unsqueeze(-1) >= starts).sum(-1)
+        return Invert.apply(y, self._rows(chosen), chosen, self.bin_width)
 
 
-class Spline(nn.Module):
-    """One increasing function per replica and coordinate, near the identity at first.
+class Splines(nn.Module):
+    """L increasing functions per replica and coordinate, near the identity at first.
 
     Piecewise rational quadratic on `n_bins` equal bins of [-BOUND, BOUND], linear
     outside, with a continuous derivative everywhere.
     """
 
-    def __init__(self, n: int, n_bins: int, generators: Sequence[Generator]):
+    def __init__(self, n_layers, n, n_bins, generators):
         super().__init__()
         self.n_bins, self.bin_width = n_bins, 2.0 * BOUND / n_bins
-        self.log_heights = normal_weights(generators, n, n_bins, std=START)
-        self.log_slopes = normal_weights(generators, n, n_bins + 1, std=START)
+        self.log_heights = zeros(generators, n_layers, n, n_bins)
+        self.log_slopes = zeros(generators, n_layers, n, n_bins + 1)
+
+    def start(self, layer: int, generators: Sequence[Generator]) -> None:
+        """Draw where a layer's functions start."""
+        for parameter in (self.log_heights, self.log_slopes):
+            shape = parameter.shape[2:]
+            parameter[:, layer] = normal_weights(generators, *shape, std=START)
 
     def bins(self) -> Tensor:
-        """Per bin its bottom, chord slope and end slopes, shape ``(R, n, K, 4)``."""
-
-        def bounded(t):
-            return torch.exp(LARGEST_LOG_SLOPE * torch.tanh(t / LARGEST_LOG_SLOPE))
-
-        chords, slopes = bounded(self.log_heights), bounded(self.log_slopes)
+        """What :class:`Function` wants of every layer, shape ``(L, R, n, K, 4)``."""
+        chords = _bounded(self.log_heights.transpose(0, 1))
+        slopes = _bounded(self.log_slopes.transpose(0, 1))
         heights = self.bin_width * chords
         tops = torch.cumsum(heights, dim=-1)
         middle = self.n_bins // 2
@@ -151,74 +150,52 @@ class Spline(nn.Module):
         columns = [bottoms, chords, slopes[..., :-1], slopes[..., 1:]]
         return torch.stack(columns, dim=-1)
 
-    def _rows(self, bins: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
-        """The four columns of the bins ``chosen`` ``(R, B, n)``."""
-        n_replicas, n, n_bins, _ = bins.shape
-        first = torch.arange(n_replicas * n, device=chosen.device) * n_bins
-        flat = (chosen + first.view(n_replicas, 1, n)).reshape(-1)
-        rows = bins.reshape(-1, 4).index_select(0, flat)
-        return rows.view(*chosen.shape, 4).unbind(-1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and log-derivatives, both of shape ``(R, B, n)``."""
-        inside = x.clamp(-BOUND, BOUND)
-        place = (inside + BOUND) / self.bin_width
-        chosen = place.detach().long().clamp_(0, self.n_bins - 1)
-        bottom, chord, left, right = self._rows(self.bins(), chosen)
-        t = place - chosen
-        rest = 1.0 - t
-        both = t * rest
-        ratio = chord / (chord + (left + right - 2.0 * chord) * both)
-        value = bottom + self.bin_width * ratio * t * (chord * t + left * rest)
-        mixed = right * t * t + 2.0 * chord * both + left * rest * rest
-        slope = ratio * ratio * mixed
-        return value + slope * (x - inside), torch.log(slope)
-
-    def inverse(self, y: Tensor) -> Tensor:
+    def functions(self) -> list[Function]:
+        """The functions, layer by layer."""
         bins = self.bins()
-        bottoms, chords, left, right = bins.unbind(-1)
-        low = bottoms[..., :1]
-        high = bottoms[..., -1:] + self.bin_width * chords[..., -1:]
-        across = y.transpose(1, 2)
-        inside = torch.minimum(torch.maximum(across, low), high).contiguous()
-        chosen = torch.searchsorted(bottoms[..., 1:].contiguous(), inside, right=True)
-        outside = (across - inside).transpose(1, 2)
-        edge = torch.where(outside < 0, left[:, None, :, 0], right[:, None, :, -1])
-        bottom, chord, left, right = self._rows(bins, chosen.transpose(1, 2))
-        # The root in [0, 1] of a quadratic, in the form that loses no digits.
-        rise = (inside.transpose(1, 2) - bottom) / self.bin_width
-        bend = left + right - 2.0 * chord
-        a = chord * (chord - left) + rise * bend
-        b = chord * left - rise * bend
-        c = chord * rise
-        root = (b.square() + 4.0 * a * c).clamp_min(0.0).sqrt()
-        t = 2.0 * c / (b + root)
-        return (chosen.transpose(1, 2) + t) * self.bin_width - BOUND + outside / edge
-
-    def pull_back(self, tangents: Tensor, log_slope: Tensor) -> Tensor:
-        """Changes ``(R, B, m, n)`` of the values as changes of x."""
-        return tangents * torch.exp(-log_slope).unsqueeze(-2)
+        n_replicas, n = bins.shape[1:3]
+        first = torch.arange(n_replicas * n, device=bins.device) * self.n_bins
+        first = first.view(n_replicas, 1, n)
+        return [Function(layer, first, self.bin_width) for layer in bins.unbind(0)]
 
     def slope(self) -> Tensor:
-        """Upper bound on the derivative of any of the functions, shape ``(R,)``."""
+        """Upper bounds on the functions' derivatives, multiplied up, shape ``(R,)``."""
         _, chord, left, right = self.bins().unbind(-1)
         largest = torch.maximum(chord, torch.maximum(left, right))
         smallest = torch.minimum(chord, (2.0 * chord + left + right) / 4.0)
-        return (chord.square() * largest / smallest.square()).flatten(1).amax(1)
+        bounds = chord.square() * largest / smallest.square()
+        return bounds.flatten(2).amax(2).prod(0)
 
 
 class SplineFlowNetwork(nn.Module):
-    """The built :class:`SplineFlow`, ``(R, B, n) -> (R, B, n + 1)``."""
+    """The built :class:`SplineFlow`, ``(R, B, n) -> (R, B, n + 1)``.
+
+    Matrices and splines of all layers lie in one parameter each, so that the inverses
+    of all matrices, and the bins of all splines, come of a few operations.
+    """
 
     replayable = True
 
     def __init__(self, n, depth, n_bins, generators):
         super().__init__()
-        self.register_buffer("whitening", torch.eye(n).unsqueeze(0))
-        self.layers = nn.ModuleList([Dense(n, generators)])
-        for _ in range(depth):
-            self.layers.append(Spline(n, n_bins, generators))
-            self.layers.append(Dense(n, generators))
+        for name in ("whitening", "colouring"):
+            self.register_buffer(name, torch.eye(n).unsqueeze(0))
+        self.weight = zeros(generators, depth + 1, n, n)
+        self.bias = zeros(generators, depth + 1, 1, n)
+        self.splines = Splines(depth, n, n_bins, generators)
+        self._start(generators)
+
+    @torch.no_grad()
+    def _start(self, generators: Sequence[Generator]) -> None:
+        """Draw rotations and splines, layer by layer.
+
+        The first layers of a deep flow so start as those of a shallow one do.
+        """
+        for layer in range(self.weight.shape[1]):
+            draw = normal_weights(generators, *self.weight.shape[2:], std=1.0)
+            self.weight[:, layer] = torch.linalg.qr(draw).Q
+            if layer < self.splines.log_heights.shape[1]:
+                self.splines.start(layer, generators)
 
     @torch.no_grad()
     def align(self, x: Tensor, weight: Tensor) -> None:
@@ -228,43 +205,66 @@ class SplineFlowNetwork(nn.Module):
         covariance = centred.mT @ (share * centred)
         covariance /= torch.diagonal(covariance).mean()
         values, vectors = torch.linalg.eigh(covariance)
-        values = values.clamp_min(VARIANCE_FLOOR * values[-1])
-        self.whitening.copy_(vectors * values.rsqrt())
+        deviations = values.clamp_min(VARIANCE_FLOOR * values[-1]).sqrt()
+        self.whitening.copy_(vectors / deviations)
+        self.colouring.copy_((vectors * deviations).mT)
+
+    def _inverses(self) -> list[Tensor]:
+        """The inverses of the layers' matrices, the last layer's first.
+
+        They are not checked: that would end recorded steps.
+        """
+        return [*reversed(torch.linalg.inv_ex(self.weight).inverse.unbind(1))]
+
+    def _layers(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Codes of x, and the logarithms of the splines' slopes on the way."""
+        weights, biases = self.weight.unbind(1), self.bias.unbind(1)
+        z, log_slopes = affine(x @ self.whitening, weights[0], biases[0]), []
+        for function, weight, bias in zip(
+            self.splines.functions(), weights[1:], biases[1:], strict=True
+        ):
+            z, log_slope = function(z)
+            log_slopes.append(log_slope)
+            z = affine(z, weight, bias)
+        return z, log_slopes
 
     def forward(self, x: Tensor) -> Tensor:
-        log_det = torch.linalg.slogdet(self.whitening).logabsdet.unsqueeze(-1)
-        x = x @ self.whitening
-        for layer in self.layers:
-            x, change = layer(x)
-            log_det = log_det + (change.sum(-1) if change.dim() == 3 else change)
-        return torch.cat([x, log_det.expand(x.shape[:-1]).unsqueeze(-1)], dim=-1)
+        z, log_slopes = self._layers(x)
+        log_det = torch.linalg.slogdet(self.weight).logabsdet.sum(-1, keepdim=True)
+        log_det = log_det + torch.linalg.slogdet(self.whitening).logabsdet.unsqueeze(-1)
+        for log_slope in log_slopes:
+            log_det = log_det + log_slope.sum(-1)
+        return torch.cat([z, log_det.expand(z.shape[:-1]).unsqueeze(-1)], dim=-1)
 
     def linearised(self, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Codes of x, and the first n columns of the inverse's Jacobian there.
 
         The columns are rows of the result, ``(R, B, n, p)``.
         """
-        z, slopes = x @ self.whitening, []
-        for layer in self.layers:
-            z, change = layer(z)
-            slopes.append(change)
-        columns = torch.eye(n, z.shape[-1], dtype=z.dtype, device=z.device)
-        columns = columns.expand(*z.shape[:-1], -1, -1)
-        for layer, change in zip(reversed(self.layers), reversed(slopes), strict=True):
-            columns = layer.pull_back(columns, change)
-        return z, _times(columns, torch.linalg.inv_ex(self.whitening).inverse)
+        z, log_slopes = self._layers(x)
+        first, *inverses = self._inverses()
+        columns = first[:, None, :n].expand(-1, z.shape[1], -1, -1)
+        shape = columns.shape
+        for log_slope, inverse in zip(reversed(log_slopes), inverses, strict=True):
+            columns = columns * torch.exp(-log_slope).unsqueeze(-2)
+            columns = (columns.flatten(1, 2) @ inverse).view(shape)
+        return z, (columns.flatten(1, 2) @ self.colouring).view(shape)
 
     def inverse(self, z: Tensor) -> Tensor:
         """The x of which z is the image, shape ``(R, B, n)``."""
-        for layer in reversed(self.layers):
-            z = layer.inverse(z)
-        return _divided(z, self.whitening)
+        biases = reversed(self.bias.unbind(1))
+        first, *inverses = self._inverses()
+        x = (z - next(biases)) @ first
+        functions = reversed(self.splines.functions())
+        for function, bias, inverse in zip(functions, biases, inverses, strict=True):
+            x = (function.inverse(x) - bias) @ inverse
+        return x @ self.colouring
 
     def slope(self) -> Tensor:
         """Upper bound on ``|g(x) - g(x')| / |x - x'|``, shape ``(R,)``."""
-        slopes = [layer.slope() for layer in self.layers]
+        matrices = torch.linalg.matrix_norm(self.weight, ord=2).prod(1)
         whitening = torch.linalg.matrix_norm(self.whitening, ord=2)
-        return torch.stack(slopes).prod(0) * whitening
+        return self.splines.slope() * matrices * whitening
 
     def inverted(self) -> InverseFlow:
         """The other direction, as a decoder that shares these parameters."""
