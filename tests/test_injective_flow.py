@@ -117,8 +117,7 @@ def test_the_posterior_is_exact_where_the_decoder_is_affine(n_components, data):
     vae.fit(X, u=u)
     # With a decoder that has hardly moved from a rotation, the inverse is the
     # projection; the encoder learns the noise, here it is told.
-    for name in ("whitening", "colouring"):
-        getattr(vae.module_.decoder.flow, name).copy_(torch.eye(3))
+    vae.module_.decoder.flow.whitening.copy_(torch.eye(3))
     vae.module_.encoder.log_noise.fill_(np.log(0.2 / vae.module_.frame.unit.item()))
     codes = np.vstack([np.zeros(n_components), np.eye(n_components)])
     # Codes and their order are those of the estimator's surface.

@@ -106,7 +106,7 @@ or specification, default="auto"
     >>> from sklearn.datasets import load_iris
     >>> from skvae import IdentifiableVAE
     >>> X, y = load_iris(return_X_y=True)
-    >>> vae = IdentifiableVAE(n_components=1, width=32, max_iter=50, random_state=0)
+    >>> vae = IdentifiableVAE(n_components=1, width=32, max_iter=10, random_state=0)
     >>> report = vae.fit(X, u=y).identifiability_
     >>> report["l_matrix_full_rank"]
     2

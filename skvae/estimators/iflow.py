@@ -152,7 +152,7 @@ class iFlow(ConditionalVAE):
     >>> from skvae import iFlow
     >>> from skvae.datasets import make_nonlinear_ica
     >>> X, u = make_nonlinear_ica(800, n_segments=8, n_features=2, random_state=0)
-    >>> flow = iFlow(max_iter=20, random_state=0).fit(X, u=u)
+    >>> flow = iFlow(max_iter=3, random_state=0).fit(X, u=u)
     >>> bool(np.allclose(flow.inverse_transform(flow.transform(X)), X))
     True
     """

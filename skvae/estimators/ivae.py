@@ -96,7 +96,7 @@ class iVAE(ConditionalVAE):
     >>> from skvae import iVAE
     >>> from skvae.datasets import make_nonlinear_ica
     >>> X, u = make_nonlinear_ica(800, n_segments=8, random_state=0)
-    >>> vae = iVAE(n_components=2, width=32, max_iter=30, random_state=0)
+    >>> vae = iVAE(n_components=2, width=32, max_iter=10, random_state=0)
     >>> vae.fit(X, u=u).transform(X).shape
     (800, 2)
     >>> vae.transform(X, u=u).shape

@@ -168,7 +168,7 @@ class TCL(
     >>> from skvae import TCL
     >>> from skvae.datasets import make_nonlinear_ica
     >>> X, u = make_nonlinear_ica(800, n_segments=4, n_features=2, random_state=0)
-    >>> tcl = TCL(n_components=2, max_iter=30, random_state=0).fit(X, u)
+    >>> tcl = TCL(n_components=2, max_iter=10, random_state=0).fit(X, u)
     >>> tcl.transform(X).shape
     (800, 2)
     >>> bool(tcl.score(X, u) > -1.38)  # log(1/4) is chance

@@ -178,8 +178,7 @@ class SplineFlowNetwork(nn.Module):
 
     def __init__(self, n, depth, n_bins, generators):
         super().__init__()
-        for name in ("whitening", "colouring"):
-            self.register_buffer(name, torch.eye(n).unsqueeze(0))
+        self.register_buffer("whitening", torch.eye(n).unsqueeze(0))
         self.weight = zeros(generators, depth + 1, n, n)
         self.bias = zeros(generators, depth + 1, 1, n)
         self.splines = Splines(depth, n, n_bins, generators)
@@ -205,16 +204,16 @@ class SplineFlowNetwork(nn.Module):
         covariance = centred.mT @ (share * centred)
         covariance /= torch.diagonal(covariance).mean()
         values, vectors = torch.linalg.eigh(covariance)
-        deviations = values.clamp_min(VARIANCE_FLOOR * values[-1]).sqrt()
-        self.whitening.copy_(vectors / deviations)
-        self.colouring.copy_((vectors * deviations).mT)
+        values = values.clamp_min(VARIANCE_FLOOR * values[-1])
+        self.whitening.copy_(vectors * values.rsqrt())
 
     def _inverses(self) -> list[Tensor]:
-        """The inverses of the layers' matrices, the last layer's first.
+        """The inverses of the layers' matrices and of W, the last layer's first.
 
         They are not checked: that would end recorded steps.
         """
-        return [*reversed(torch.linalg.inv_ex(self.weight).inverse.unbind(1))]
+        inverses = torch.linalg.inv_ex(self.weight).inverse.unbind(1)
+        return [*reversed(inverses), torch.linalg.inv_ex(self.whitening).inverse]
 
     def _layers(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Codes of x, and the logarithms of the splines' slopes on the way."""
@@ -242,23 +241,23 @@ class SplineFlowNetwork(nn.Module):
         The columns are rows of the result, ``(R, B, n, p)``.
         """
         z, log_slopes = self._layers(x)
-        first, *inverses = self._inverses()
+        first, *inverses, colouring = self._inverses()
         columns = first[:, None, :n].expand(-1, z.shape[1], -1, -1)
         shape = columns.shape
         for log_slope, inverse in zip(reversed(log_slopes), inverses, strict=True):
             columns = columns * torch.exp(-log_slope).unsqueeze(-2)
             columns = (columns.flatten(1, 2) @ inverse).view(shape)
-        return z, (columns.flatten(1, 2) @ self.colouring).view(shape)
+        return z, (columns.flatten(1, 2) @ colouring).view(shape)
 
     def inverse(self, z: Tensor) -> Tensor:
         """The x of which z is the image, shape ``(R, B, n)``."""
         biases = reversed(self.bias.unbind(1))
-        first, *inverses = self._inverses()
+        first, *inverses, colouring = self._inverses()
         x = (z - next(biases)) @ first
         functions = reversed(self.splines.functions())
         for function, bias, inverse in zip(functions, biases, inverses, strict=True):
             x = (function.inverse(x) - bias) @ inverse
-        return x @ self.colouring
+        return x @ colouring
 
     def slope(self) -> Tensor:
         """Upper bound on ``|g(x) - g(x')| / |x - x'|``, shape ``(R,)``."""

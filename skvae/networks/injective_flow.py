@@ -59,7 +59,7 @@ class InjectiveFlow(SplineFlow):
     >>> from skvae.datasets import make_nonlinear_ica
     >>> from skvae.networks import InjectiveFlow
     >>> X, u = make_nonlinear_ica(800, n_segments=8, n_features=3, random_state=0)
-    >>> vae = IdentifiableVAE(2, decoder=InjectiveFlow(depth=3), max_iter=20,
+    >>> vae = IdentifiableVAE(2, decoder=InjectiveFlow(depth=3), max_iter=5,
     ...                       random_state=0)
     >>> vae.fit(X, u=u).transform(X, u=u).shape
     (800, 2)
