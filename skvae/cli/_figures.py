@@ -113,6 +113,8 @@ def curve_picture(models, unit):
         ax.set_ylim(min(lowest) - margin, max(highest) + margin)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylabel(f"nats per {unit}")
+        # Beside the frame: a warm-up starts high, so no corner is free.
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
     return drawn(draw, size=(10.4, 4.0), name="curves")
 
