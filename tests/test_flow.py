@@ -153,6 +153,18 @@ def test_whitening_takes_any_scale_and_flat_directions():
     assert image[..., :4].abs().max() < 20.0
 
 
+def test_rows_that_are_no_numbers_and_huge_ones_end_no_step():
+    """Training goes back to its last good state, if it is told and not stopped."""
+    flow = build(3)
+    x = rows(3, size=4)
+    x[0, 1, 0], x[0, 2] = torch.nan, 1e30
+    for image in (flow(x)[..., :3], flow.inverse(x), flow.linearised(x, 2)[1]):
+        good = image.flatten(2).isfinite().all(-1)[0]
+        assert good.tolist() == [True, False, True, True]
+    huge = flow.inverse(flow(x)[..., :3])[0, 2]
+    assert torch.allclose(huge, x[0, 2])
+
+
 def test_replicas_are_the_flows_they_would_be_alone():
     together = build(3, n_replicas=3)
     alone = SplineFlow().build(3, 4, [generator(1)]).double()

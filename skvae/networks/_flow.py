@@ -109,8 +109,9 @@ class Function(NamedTuple):
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Values and log-derivatives, both of shape ``(R, B, n)``."""
-        place = (x.detach() + BOUND) / self.bin_width
-        chosen = place.clamp_(0, self.bins.shape[-2] - 1).long()
+        place = (x.detach().clamp(-BOUND, BOUND) + BOUND) / self.bin_width
+        # NaN becomes some whole number, which is why the limits come last.
+        chosen = place.long().clamp_(0, self.bins.shape[-2] - 1)
         return Evaluate.apply(x, self._rows(chosen), chosen, self.bin_width)
 
     def inverse(self, y: Tensor) -> Tensor:
