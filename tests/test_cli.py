@@ -393,6 +393,31 @@ def test_rows_of_images_are_shown_as_images(tmp_path):
     assert "New images, a row for each of VAE, LIDMVAE." in alternatives
 
 
+def test_images_in_colour_are_shown_and_divided(tmp_path):
+    rng = np.random.default_rng(0)
+    # Red on the left or blue on the right.
+    y = np.arange(80) % 2
+    images = rng.integers(0, 40, size=(80, 6, 5, 3), dtype=np.uint8)
+    images[y == 0, :, :2, 0] = 255
+    images[y == 1, :, 3:, 2] = 255
+    np.savez(tmp_path / "colours.npz", X=images, y=y)
+    page = tmp_path / "page.html"
+    argv = ["--data", tmp_path / "colours.npz", "--methods", "VAE", *SMALL]
+    _, err = ran("compare", *argv, "-o", page)
+    assert "X holds colours 0 to 255" in err
+    parsed = Page(page.read_text("utf-8"))
+    words = " ".join(parsed.text)
+    assert "Held-out images and their reconstructions" in words
+    assert "New images" in words
+    flat = images.reshape(80, -1)
+    np.save(tmp_path / "flat.npy", flat)
+    ran(
+        "compare", "--data", tmp_path / "flat.npy", "--image-shape", "6,5,3",
+        "--methods", "VAE", *SMALL, "-o", page,
+    )  # fmt: skip
+    assert "New images" in " ".join(Page(page.read_text("utf-8")).text)
+
+
 @pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
 def test_new_images_are_draws_of_the_models(unit, parameters):
     vae = skvae.VAE(**parameters).fit(unit["X_train"])
@@ -711,7 +736,8 @@ MISTAKES = [
     (["compare", "--colour", "red"], "unrecognized arguments: --colour"),
     (["compare", "--set", "bta=1"], "Did you mean 'beta'?"),
     (["compare", "--set", "beta"], "not of the form name=value"),
-    (["compare", "--image-shape", "3,3"], "makes 9 pixels and does not make 64"),
+    (["compare", "--image-shape", "4,4,4"], "invalid image shape value: '4,4,4'"),
+    (["compare", "--image-shape", "3,3"], "makes 9 numbers and does not make 64"),
     (["compare", "--probe", "forest"], "invalid choice: 'forest'"),
     (["compare", "--set", "merge=sum", "--methods", "VAE"], "no parameter 'merge'"),
     (["compare", "-o", "no/such/page.html"], "There is no folder"),

@@ -264,6 +264,20 @@ def test_images_stand_in_a_grid_with_a_gap(ax):
     assert np.isnan(grid[:, 3]).all()
 
 
+@pytest.mark.parametrize("im_kw", [None, {"vmin": 0.0, "vmax": 40.0}])
+def test_colours_go_from_the_least_to_the_most(ax, im_kw):
+    rows = np.arange(2 * 2 * 18, dtype=float).reshape(2, 2, 18)
+    display = LatentTraversalDisplay(rows, image_shape=(2, 3, 3)).plot(ax, im_kw=im_kw)
+    grid = np.asarray(display.image_.get_array())
+    assert grid.shape == (2 * 3 - 1, 2 * 4 - 1, 4)
+    high = 40.0 if im_kw else rows.max()
+    expected = (rows[1, 0] / high).clip(0, 1).reshape(2, 3, 3)
+    np.testing.assert_allclose(grid[3:, :3, :3], expected)
+    opaque = np.ones((5, 7))
+    opaque[2], opaque[:, 3] = 0.0, 0.0
+    np.testing.assert_array_equal(grid[..., 3], opaque)
+
+
 def test_heat_map_shows_the_change_of_each_feature(ax):
     rows = np.zeros((2, 3, 4))
     rows[0, -1, 1], rows[1, 0, 3] = 2.0, 0.5
@@ -277,8 +291,9 @@ def test_heat_map_shows_the_change_of_each_feature(ax):
 
 
 def test_image_shape_must_fit(fitted, ax):
-    with pytest.raises(ValueError, match=r"has 4 pixels, but the estimator has 6"):
-        LatentTraversalDisplay.from_estimator(fitted, image_shape=(2, 2), ax=ax)
+    for shape, size in (((2, 2), 4), ((1, 2, 4), 8), ((3, 1, 2), 6)):
+        with pytest.raises(ValueError, match=rf"make 6 features. It makes {size}\."):
+            LatentTraversalDisplay.from_estimator(fitted, image_shape=shape, ax=ax)
 
 
 # Scatter

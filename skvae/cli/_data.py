@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def is_grey(X, image_shape):
 def choose_likelihood(X, image_shape):
     """Name of the likelihood for X, and the reason in words."""
     if is_grey(X, image_shape):
-        return "bernoulli", "X holds grey levels 0 to 255"
+        kind = "grey levels" if len(image_shape) == 2 else "colours"
+        return "bernoulli", f"X holds {kind} 0 to 255"
     low, high = X.min(), X.max()
     if low >= 0 and high <= 1:
         return "bernoulli", "all values lie in [0, 1]"
@@ -269,12 +271,12 @@ def prepare(arguments):
     (X, y, X_test, y_test), image_shape, title, names, notes = _source(arguments)
     if arguments.image_shape is not None:
         image_shape = arguments.image_shape
-        height, width = image_shape
-        if height * width != X.shape[1]:
+        size = math.prod(image_shape)
+        if size != X.shape[1]:
             raise ValueError(
-                f"--image-shape {height},{width} makes {height * width} pixels and "
-                f"does not make {X.shape[1]} features. Give the height and width of "
-                "the images that the rows were made from."
+                f"--image-shape {','.join(map(str, image_shape))} makes {size} numbers "
+                f"and does not make {X.shape[1]} features. Give the height and width "
+                "of the images that the rows were made from, and 3 for colours."
             )
     rng = np.random.RandomState(arguments.seed)
     rows = arguments.rows or (QUICK_ROWS if arguments.quick else ROWS)

@@ -208,7 +208,7 @@ def traversal_pictures(models, data):
             features = min(data.X.shape[1], MAX_NAMES)
             size = (4.2, 1.0 + 0.17 * max(features, 6))
         else:
-            height, width = data.image_shape
+            height, width, *_ = data.image_shape
             size = (3.2, 0.7 + 2.7 / 7 * shown * height / width)
         pictures.append((model, drawn(draw, size=size, name=f"t{model.name}")))
     return pictures
@@ -233,13 +233,13 @@ def sample_picture(models, data, seed, n_images=12):
 
 def labelled_images(images, data, name):
     """Rows of images, one for each name, in the grey levels of held-out ones."""
-    height, width = data.image_shape
+    height, width, *_ = data.image_shape
     limits = data.X_test.min(), data.X_test.max()
     tiles = np.clip(np.stack(list(images.values())), *limits)
 
     def draw(ax):
         options = {"vmin": limits[0], "vmax": limits[1]}
-        display = LatentTraversalDisplay(tiles, image_shape=(height, width))
+        display = LatentTraversalDisplay(tiles, image_shape=data.image_shape)
         display.plot(ax, im_kw=options)
         ax.set_yticks(ax.get_yticks(), list(images))
         ax.set_ylabel("")

@@ -138,11 +138,11 @@ def _flat(X):
 
 
 def guess_image_shape(X):
-    """Height and width of square images, or None."""
+    """Height and width of images, and 3 for those in colour; None for other rows."""
     if X.ndim == 3:
         return X.shape[1:]
-    if X.ndim == 4 and X.shape[-1] == 1:
-        return X.shape[1:3]
+    if X.ndim == 4 and X.shape[-1] in (1, 3):
+        return X.shape[1:3] if X.shape[-1] == 1 else X.shape[1:]
     n_features = X.shape[1] if X.ndim == 2 else 0
     side = math.isqrt(n_features)
     return (side, side) if SMALLEST_IMAGE <= side**2 == n_features else None

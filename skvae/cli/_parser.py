@@ -40,9 +40,11 @@ def positive(text):
 
 
 def shape(text):
-    """``28,28`` as a pair."""
-    height, width = (int(side) for side in text.lower().replace("x", ",").split(","))
-    return height, width
+    """``28,28`` or ``32,32,3`` as a tuple."""
+    sides = tuple(int(side) for side in text.lower().replace("x", ",").split(","))
+    if len(sides) != 2 and sides[2:] != (3,):
+        raise ValueError(text)
+    return sides
 
 
 positive.__name__, shape.__name__ = "positive integer", "image shape"
@@ -76,7 +78,9 @@ def _add_compare(commands):
     add("--methods", metavar="A,B", help="estimators to fit (default: all)")
     add("--set", metavar="NAME=VALUE", action="append", default=[], help="see fit")
     add("--without-labels", action="store_true", help="train without the labels")
-    add("--image-shape", type=shape, metavar="H,W", help="rows are images of H by W")
+    add(
+        "--image-shape", type=shape, metavar="H,W", help="rows are images: H,W or H,W,3"
+    )
     add("--probe", choices=["mlp"], help="add the probe of a network; takes minutes")
     add("--seed", type=int, default=0, help="decides everything random (default 0)")
     add("--n-init", type=positive, default=1, help="restarts per estimator")

@@ -14,6 +14,15 @@ MAX_CLASSES = 20
 MAX_NAMES = 40
 
 
+def _coloured(grid, im_kw):
+    """Colours ``(h, w, 3)`` from `vmin` to `vmax` as RGBA, transparent where NaN."""
+    low = im_kw.get("vmin", np.nanmin(grid))
+    high = im_kw.get("vmax", np.nanmax(grid))
+    shares = np.clip((grid - low) / ((high - low) or 1.0), 0.0, 1.0)
+    there = np.isfinite(grid).all(-1, keepdims=True)
+    return np.concatenate([np.where(there, shares, 0.0), there], axis=-1)
+
+
 class LatentTraversalDisplay:
     """What the decoder makes of one component while the others rest.
 
@@ -27,7 +36,7 @@ class LatentTraversalDisplay:
     components : array-like of int of shape (n_components,), default=None
         Numbers of the components; None counts from zero.
     image_shape : tuple of int, default=None
-        Height and width of a row of X, if it is an image.
+        Height and width of a row of X, if it is an image, and 3 for one in colour.
     feature_names : array-like of str of shape (n_features,), default=None
         Names of the features, for the heat map.
     name : str, default=None
@@ -107,7 +116,7 @@ class LatentTraversalDisplay:
         components : array-like of int, default=None
             Components to walk along; None takes all.
         image_shape : tuple of int, default=None
-            Height and width of a row of X, if it is an image.
+            Height and width of a row of X, if it is an image, and 3 for one in colour.
         n_steps : int, default=7
             Number of values.
         span : float, default=2.0
@@ -174,22 +183,24 @@ class LatentTraversalDisplay:
         return self
 
     def _plot_images(self, ax, im_kw):
-        height, width = self.image_shape
+        height, width, *channels = self.image_shape
         n_components, n_steps, n_features = self.rows.shape
-        if height * width != n_features:
+        if channels not in ([], [3]) or np.prod(self.image_shape) != n_features:
             raise ValueError(
-                f"image_shape={self.image_shape} has {height * width} pixels, but the "
-                f"estimator has {n_features} features."
+                f"image_shape={self.image_shape} must be (height, width), or (height, "
+                f"width, 3) in colour, and make {n_features} features. It makes "
+                f"{np.prod(self.image_shape)}."
             )
-        tiles = self.rows.reshape(n_components, n_steps, height, width)
+        tiles = self.rows.reshape(n_components, n_steps, height, width, -1)
         # One pixel between the pictures; NaN is transparent.
         tiles = np.pad(
             tiles.astype(float),
-            ((0, 0), (0, 0), (0, 1), (0, 1)),
+            ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)),
             constant_values=np.nan,
         )
-        grid = tiles.transpose(0, 2, 1, 3)
-        grid = grid.reshape(n_components * (height + 1), n_steps * (width + 1))
+        grid = tiles.transpose(0, 2, 1, 3, 4)
+        grid = grid.reshape(n_components * (height + 1), n_steps * (width + 1), -1)
+        grid = _coloured(grid, im_kw) if channels else grid.squeeze(-1)
         options = {"cmap": "gray", "interpolation": "none", **im_kw}
         self.image_ = ax.imshow(grid[:-1, :-1], **options)
         middles = np.arange(n_components) * (height + 1) + (height - 1) / 2
