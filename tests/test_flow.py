@@ -18,7 +18,7 @@ from skvae._random import generator
 from skvae.datasets import make_nonlinear_ica
 from skvae.metrics import mean_correlation_score
 from skvae.networks import SplineFlow
-from skvae.networks._flow import BOUND, Function, Splines
+from skvae.networks._flow import BOUND, SplineLayer, Splines
 from skvae.priors import ConditionalGaussian, GaussianMixture
 
 
@@ -81,7 +81,7 @@ def test_the_log_determinant_is_that_of_autograd(n):
 
 def test_a_spline_increases_smoothly_and_inverts_beyond_its_ends():
     splines = bent(2, 2)
-    spline = splines.functions()[1]
+    spline = splines.layers()[1]
     t = torch.linspace(-2.5 * BOUND, 2.5 * BOUND, 4001).double()
     x = t.view(1, -1, 1).expand(1, -1, 2).clone().requires_grad_()
     value, log_slope = spline(x)
@@ -98,7 +98,7 @@ def test_a_spline_increases_smoothly_and_inverts_beyond_its_ends():
     assert torch.allclose(outside[0], ends)
 
 
-@pytest.mark.parametrize("direction", [Function.__call__, Function.inverse])
+@pytest.mark.parametrize("direction", [SplineLayer.__call__, SplineLayer.inverse])
 def test_gradients_and_their_gradients_are_those_of_finite_differences(direction):
     splines = bent(2, 3, n_replicas=2)
     x = 2.0 * torch.randn(2, 9, 3, generator=generator(2)).double()
@@ -112,7 +112,7 @@ def test_gradients_and_their_gradients_are_those_of_finite_differences(direction
             self.splines = splines
 
         def forward(self, x):
-            return direction(self.splines.functions()[1], x)
+            return direction(self.splines.layers()[1], x)
 
     def evaluate(x, *parameters):
         names = "splines.log_heights", "splines.log_slopes"
@@ -127,7 +127,7 @@ def test_gradients_and_their_gradients_are_those_of_finite_differences(direction
 def test_the_slope_bound_holds_and_is_not_vacuous():
     splines = bent(1, 1, times=5.0)
     x = torch.linspace(-4, 4, 4001).double().view(1, -1, 1)
-    steepest = splines.functions()[0](x)[1].exp().max()
+    steepest = splines.layers()[0](x)[1].exp().max()
     assert steepest <= splines.slope()[0] <= 10.0 * steepest
     flow = build(3, depth=2)
     x = rows(3, size=400)

@@ -91,7 +91,7 @@ def _bounded(t: Tensor) -> Tensor:
     return torch.exp(LARGEST_LOG_SLOPE * torch.tanh(t / LARGEST_LOG_SLOPE))
 
 
-class Function(NamedTuple):
+class SplineLayer(NamedTuple):
     """An increasing function per replica and coordinate.
 
     `bins` ``(R, n, K, 4)`` hold bottoms, slopes of chords and slopes at both ends;
@@ -141,7 +141,7 @@ class Splines(nn.Module):
             parameter[:, layer] = normal_weights(generators, *shape, std=START)
 
     def bins(self) -> Tensor:
-        """What :class:`Function` wants of every layer, shape ``(L, R, n, K, 4)``."""
+        """What :class:`SplineLayer` wants of every layer, shape ``(L, R, n, K, 4)``."""
         chords = _bounded(self.log_heights.transpose(0, 1))
         slopes = _bounded(self.log_slopes.transpose(0, 1))
         heights = self.bin_width * chords
@@ -151,13 +151,13 @@ class Splines(nn.Module):
         columns = [bottoms, chords, slopes[..., :-1], slopes[..., 1:]]
         return torch.stack(columns, dim=-1)
 
-    def functions(self) -> list[Function]:
-        """The functions, layer by layer."""
+    def layers(self) -> list[SplineLayer]:
+        """The layers, each with its part of what all share."""
         bins = self.bins()
         n_replicas, n = bins.shape[1:3]
         first = torch.arange(n_replicas * n, device=bins.device) * self.n_bins
         first = first.view(n_replicas, 1, n)
-        return [Function(layer, first, self.bin_width) for layer in bins.unbind(0)]
+        return [SplineLayer(b, first, self.bin_width) for b in bins.unbind(0)]
 
     def slope(self) -> Tensor:
         """Upper bounds on the functions' derivatives, multiplied up, shape ``(R,)``."""
@@ -220,10 +220,9 @@ class SplineFlowNetwork(nn.Module):
         """Codes of x, and the logarithms of the splines' slopes on the way."""
         weights, biases = self.weight.unbind(1), self.bias.unbind(1)
         z, log_slopes = affine(x @ self.whitening, weights[0], biases[0]), []
-        for function, weight, bias in zip(
-            self.splines.functions(), weights[1:], biases[1:], strict=True
-        ):
-            z, log_slope = function(z)
+        splines = self.splines.layers()
+        for spline, weight, bias in zip(splines, weights[1:], biases[1:], strict=True):
+            z, log_slope = spline(z)
             log_slopes.append(log_slope)
             z = affine(z, weight, bias)
         return z, log_slopes
@@ -255,9 +254,9 @@ class SplineFlowNetwork(nn.Module):
         biases = reversed(self.bias.unbind(1))
         first, *inverses, colouring = self._inverses()
         x = (z - next(biases)) @ first
-        functions = reversed(self.splines.functions())
-        for function, bias, inverse in zip(functions, biases, inverses, strict=True):
-            x = (function.inverse(x) - bias) @ inverse
+        splines = reversed(self.splines.layers())
+        for spline, bias, inverse in zip(splines, biases, inverses, strict=True):
+            x = (spline.inverse(x) - bias) @ inverse
         return x @ colouring
 
     def slope(self) -> Tensor:
