@@ -10,10 +10,9 @@ import numpy as np
 import skvae
 from skvae.cli._data import ROWS, check_finite, domain_of, scaled_to_unit
 from skvae.cli._files import numbers, read_table
-from skvae.cli._parameters import estimator_class
+from skvae.cli._parameters import estimator_class, known_estimators
 from skvae.cli._terminal import print_table, say
 from skvae.displays import forecast_for
-from skvae.estimators import all_estimators, sequence_estimators
 
 
 def run_forecast(arguments):
@@ -125,7 +124,7 @@ def run_list(arguments):
     from skvae.networks import DECODERS, ENCODERS
 
     print("Estimators")
-    for cls in [*all_estimators(), *sequence_estimators()]:
+    for cls in known_estimators().values():
         print(f"  {cls.__name__:<16} {first_line(cls)}")
         print(f"  {'':<16} {papers(cls)}")
     tables = {"Likelihoods": LIKELIHOODS, "Encoders": ENCODERS, "Decoders": DECODERS}

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline, make_pipeline
 
 import skvae
+from skvae._tokens import n_predicted
 from skvae.cli._data import (
     check_finite,
     choose_likelihood,
@@ -41,11 +42,12 @@ def run_fit(arguments):
     check_writable(arguments.output)
     cls = estimator_class(arguments.estimator)
     parameters = parameters_from(cls, arguments.set)
-    fit_data = fit_documents if is_text(arguments.data) else fit_rows
+    documents = is_text(arguments.data)
+    fit_data = fit_documents if documents else fit_rows
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model, fitted, n_rows = fit_data(cls, parameters, arguments)
-    describe(model, n_rows, "row" if model is fitted else "document")
+    describe(model, n_rows, "document" if documents else "row")
     for text in dict.fromkeys(str(item.message) for item in caught):
         print(f"* {text}")
     with replaced(arguments.output) as temporary:
@@ -84,8 +86,7 @@ def fit_documents(cls, parameters, arguments):
         )
     if arguments.u is not None or arguments.u_file is not None:
         raise ValueError(f"{cls.__name__} takes no auxiliary variable. Leave out --u.")
-    notes = []
-    texts = documents_of(arguments, notes)
+    texts, notes = documents_of(arguments), []
     tokenizer = tokenizer_of(texts, notes)
     for note in notes:
         say(note)
@@ -93,12 +94,15 @@ def fit_documents(cls, parameters, arguments):
     return model, make_pipeline(tokenizer, model), len(texts)
 
 
-def documents_of(arguments, notes):
-    """The lines of a text file that hold something."""
+def documents_of(arguments):
+    """The lines of a text file that hold something; empty ones are told."""
     if arguments.target is not None:
         raise ValueError("--target does not go with a text file, which has no columns.")
     lines, _ = read_documents(arguments.data)
+    notes = []
     texts, _ = written(lines, None, notes)
+    for note in notes:
+        say(note)
     return list(texts)
 
 
@@ -234,11 +238,7 @@ def input_of(model, arguments):
         raise ValueError(
             f"{arguments.model} was trained on text, and {arguments.data} is a table."
         )
-    notes = []
-    texts = documents_of(arguments, notes)
-    for note in notes:
-        say(note)
-    return texts, {}
+    return documents_of(arguments), {}
 
 
 def run_transform(arguments):
@@ -284,5 +284,5 @@ def run_score(arguments):
         f"{unit}s, {network.n_draws} draws each, standard error over {unit}s)"
     )
     if before:
-        n_tokens = (model[:-1].transform(X) > 0).sum()
+        n_tokens = n_predicted(model[:-1].transform(X))
         print(f"Perplexity per token: {np.exp(-scores.sum() / n_tokens):.2f}")

@@ -8,10 +8,15 @@ from skvae.cli._files import closest
 from skvae.estimators import all_estimators, sequence_estimators
 
 
+def known_estimators():
+    """Classes by name: those for tables, then those for documents."""
+    classes = [*all_estimators(), *sequence_estimators()]
+    return {cls.__name__: cls for cls in classes}
+
+
 def estimator_class(name):
     """The class of a name, in any case."""
-    classes = [*all_estimators(), *sequence_estimators()]
-    known = {cls.__name__: cls for cls in classes}
+    known = known_estimators()
     by_case = {key.lower(): cls for key, cls in known.items()}
     if name.lower() not in by_case:
         raise ValueError(f"Unknown estimator {name!r}.{closest(name, known)}")

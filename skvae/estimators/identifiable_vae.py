@@ -86,7 +86,7 @@ or specification, default="auto"
     What is left at "auto" depends on the data. With u, a Gaussian likelihood and up to
     16 features, the decoder is a flow of ``2 * depth`` layers and the encoder its
     inverse (:class:`~skvae.networks.InjectiveFlow`), learned at a rate of 0.02: it
-    recovers sources best. A step takes some 10 ms on a CPU, however few its rows.
+    recovers sources best, in steps of a thousand small operations however few the rows.
     Otherwise the decoder is "anchored" and the encoder "mlp", learned at 0.001. Where
     one of the two networks is given, the other is what goes with it.
 

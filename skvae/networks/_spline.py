@@ -73,7 +73,7 @@ class Pieces(NamedTuple):
         return weight * change * ((self.excess == 0.0) * (2.0 / width))
 
     def by_rows(self, rows: Tensor, weight: Tensor, by_log: Tensor, width: float):
-        """Gradient by `rows` of ``weight * value + by_log * log(slope)``.
+        """Gradient ``(R, B, n, 4)`` of ``weight * value + by_log * log(slope)``.
 
         The value is that within the bins; the lines beyond them are in `by_log`.
         """
@@ -94,7 +94,7 @@ class Pieces(NamedTuple):
 
 
 class Evaluate(torch.autograd.Function):
-    """Values and logarithms of the slopes at x.
+    """Values and logarithms of the slopes at x, both ``(R, B, n)``.
 
     The backward is made of differentiable operations on the inputs where it is itself
     to be differentiated, and else takes what the forward left.
