@@ -11,7 +11,6 @@ import numpy as np
 from sklearn.pipeline import Pipeline, make_pipeline
 
 import skvae
-from skvae._tokens import n_predicted
 from skvae.cli._data import (
     check_finite,
     choose_likelihood,
@@ -284,5 +283,5 @@ def run_score(arguments):
         f"{unit}s, {network.n_draws} draws each, standard error over {unit}s)"
     )
     if before:
-        n_tokens = n_predicted(model[:-1].transform(X))
+        n_tokens = (model[:-1].transform(X) > 0).sum()
         print(f"Perplexity per token: {np.exp(-scores.sum() / n_tokens):.2f}")
