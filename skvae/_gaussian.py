@@ -82,6 +82,16 @@ class DiagonalGaussian(NamedTuple):
         """Standard deviations, shape ``(..., d)``."""
         return exp(self.log_scale)
 
+    @property
+    def covariance(self) -> Tensor:
+        """Shape ``(..., d, d)``."""
+        return torch.diag_embed(exp(2.0 * self.log_scale))
+
+    @property
+    def precision(self) -> Tensor:
+        """Inverse of the covariance, shape ``(..., d, d)``."""
+        return torch.diag_embed(exp(-2.0 * self.log_scale))
+
     def sample(self, noise: Tensor) -> Tensor:
         """Reparameterised draw for standard normal `noise` of shape ``(..., d)``."""
         return self.loc + self.scale * noise
@@ -165,6 +175,16 @@ class CorrelatedGaussian:
         )
 
     @property
+    def covariance(self) -> Tensor:
+        """Shape ``(..., d, d)``."""
+        return self.inverse.mT @ self.inverse
+
+    @property
+    def precision(self) -> Tensor:
+        """Inverse of the covariance, shape ``(..., d, d)``."""
+        return self.factor @ self.factor.mT
+
+    @property
     def scale(self) -> Tensor:
         """Marginal standard deviations, shape ``(..., d)``."""
         return self.inverse.square().sum(-2).sqrt()
@@ -225,7 +245,7 @@ class CorrelatedGaussian:
 
     def product(self, other: DiagonalGaussian) -> CorrelatedGaussian:
         """Normalised product with a diagonal Gaussian."""
-        precision = self.factor @ self.factor.mT
+        precision = self.precision
         other_precision = exp(-2.0 * other.log_scale)
         weighted = (precision @ self.loc.unsqueeze(-1)).squeeze(-1)
         weighted = (weighted + other_precision * other.loc).unsqueeze(-1)

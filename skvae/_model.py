@@ -119,13 +119,17 @@ class LatentVariableModel(nn.Module):
         parts = self.encoder, self.decoder, self.prior, self.likelihood
         return all(getattr(part, "replayable", False) for part in parts)
 
-    def encoded(self, x: Tensor, u: Tensor | None = None) -> DiagonalGaussian:
-        """What the encoder says, before it meets the prior, shape ``(R, B, d)``."""
+    def encoder_inputs(self, x: Tensor, u: Tensor | None = None) -> Tensor:
+        """What the encoder reads, shape ``(R or 1, B, n_inputs)``."""
         features = self.likelihood.features(x) - self.frame.centre
         features /= self.frame.scale
-        family = self.posterior_family
-        raw = self.encoder(family.inputs(features, u)).to(features.dtype)
-        return family.read(raw, self.n_latents)
+        return self.posterior_family.inputs(features, u)
+
+    def encoded(self, x: Tensor, u: Tensor | None = None) -> DiagonalGaussian:
+        """What the encoder says, before it meets the prior, shape ``(R, B, d)``."""
+        inputs = self.encoder_inputs(x, u)
+        raw = self.encoder(inputs).to(inputs.dtype)
+        return self.posterior_family.read(raw, self.n_latents)
 
     def posterior(self, x: Tensor, u: Tensor | None = None) -> DiagonalGaussian:
         """q(z|x), or q(z|x,u), shape ``(R, B, d)``."""

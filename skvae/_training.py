@@ -35,6 +35,8 @@ from skvae._random import (
 from skvae._replay import ReplayedStep
 
 MAX_ROLLBACKS = 3
+# Numbers in the covariances of a chunk of rows.
+COVARIANCES = 1 << 22
 # Prefix of the inference procedure's tensors among the optimiser's.
 MEMORY = "inference."
 
@@ -121,6 +123,32 @@ class State:
         shape = n_rows, n_draws, self.model.n_latents
         noise = standard_normal(self.draws.noise, *shape, dtype=self.data.weight.dtype)
         return noise if self.share is None else noise[:, self.share.rows]
+
+    def passed(self, marks: tuple[float, ...]) -> bool:
+        """Whether training went past one of these fractions in the last epoch."""
+        if self.settings.progress is not None:
+            return False
+        length = 1.0 / self.settings.max_epochs
+        end = length * (math.floor(self.progress / length) + 1)
+        return any(end - length < mark <= end + 1e-9 for mark in marks)
+
+    def chunks(self, limit: int) -> list[tuple]:
+        """Evenly spaced rows, at most `limit`: x, u, weight and noise, in chunks.
+
+        Small enough for a covariance of the latents per row.
+        """
+        data, d = self.data, self.model.n_latents
+        n = min(data.n_rows, limit)
+        rows = torch.arange(n) * data.n_rows // n
+        size = max(1, COVARIANCES // (self.model.n_replicas * d**2))
+        size = min(size, self.model.rows_at_once(EVALUATION_ROWS))
+        sources = [generator(seed.noise, data.device) for seed in self.seeds]
+        pieces = []
+        for part in rows.to(data.device).split(size):
+            x, u, weight = (data.take(tensor, part) for tensor in data[:3])
+            noise = standard_normal(sources, len(part), d, dtype=weight.dtype)
+            pieces.append((x, u, weight, noise))
+        return pieces
 
     def random_batch(self, active: list[bool]) -> Batch:
         """Random rows, each at most once; the streams of idle replicas stand still."""

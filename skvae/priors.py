@@ -14,7 +14,12 @@ from numbers import Integral
 import torch
 from torch import Generator, Tensor, nn
 
-from skvae._gaussian import LOG_TWO_PI, DiagonalGaussian, bounded_log_scale
+from skvae._gaussian import (
+    LOG_TWO_PI,
+    DiagonalGaussian,
+    bounded_log_scale,
+    unbounded_log_scale,
+)
 from skvae._spec import Specification
 from skvae._validation import Interval, StrOptions
 from skvae.networks._layers import ACTIVATIONS, Linear, matmul, normal_weights, zeros
@@ -233,6 +238,16 @@ class ConditionalGaussianPrior(nn.Module):
         # Variances start apart: equal ones are a saddle where u says nothing.
         self.log_scale = Linear(n_in, n_latents, generators, gain=1.0)
         self.n_auxiliary = n_auxiliary
+        # Whether each u has variances of its own, whatever the others have.
+        self.tabular = width is None and learn_variance
+
+    @torch.no_grad()
+    def tabulate(self, mean: Tensor, variance: Tensor, seen: Tensor) -> None:
+        """Set mean and variance ``(R, C, d)`` of each u, where ``(R, C)`` allows."""
+        raw = unbounded_log_scale(0.5 * torch.log(variance))
+        for layer, value in ((self.mean, mean), (self.log_scale, raw)):
+            value = value.to(layer.weight) - layer.bias
+            layer.weight.copy_(torch.where(seen.unsqueeze(-1), value, layer.weight))
 
     def set_mixture(self, grid: Tensor, log_weights: Tensor) -> None:
         """Keep the training u, ``(C, m)``, for answers without u."""

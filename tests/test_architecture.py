@@ -51,6 +51,7 @@ LAYERS = {
     "_replay": 0,
     "_spec": 0,
     "_tokens": 0,
+    "_unmixing": 0,
     "_validation": 0,
 }
 BESIDE = {"metrics", "datasets", "probes", "text"}

@@ -122,12 +122,22 @@ class DenseNetwork(nn.Module):
         self.output = Linear(sizes[-1], n_out, generators, gain=OUTPUT_GAIN)
         self.activation = activation
 
+    def before_output(self, x: Tensor) -> Tensor:
+        """What the output layer reads, ``(R, B, width)``."""
+        activate = IN_PLACE[self.activation]
+        for layer in self.hidden:
+            x = activate(layer(x))
+        return x
+
+    def turn_inputs(self, maps: Tensor) -> None:
+        """Read ``maps @ z`` in the place of z, maps of shape ``(R, d, d)``."""
+        first = self.hidden[0].weight if len(self.hidden) else self.output.weight
+        first.copy_(maps.mT @ first.to(maps))
+
     def forward(self, x: Tensor) -> Tensor:
         activate = IN_PLACE[self.activation]
         if self.output.weight.shape[0] > 1:
-            for layer in self.hidden:
-                x = activate(layer(x))
-            return self.output(x)
+            return self.output(self.before_output(x))
         x = x.squeeze(0)
         for layer in self.hidden:
             x = activate(layer.alone(x))
