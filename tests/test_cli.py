@@ -849,3 +849,14 @@ def test_terminal_table_with_and_without_rich(rich, monkeypatch):
     assert "[b]a" in text
     assert ("10.0*" in text) is not rich
     assert ("─" in text) is rich
+
+
+def test_processes_side_by_side_find_what_one_finds():
+    command = ["compare", "--quick", "--no-page", "--methods", "VAE,LIDVAE,iVAE"]
+    command += ["--max-iter", "2", "--rows", "200"]
+    tables = [read_table(ran(*command, "--jobs", jobs)[0]) for jobs in (1, 2)]
+    for table in tables:
+        for row in table.values():
+            row.pop("seconds")
+    assert {"VAE", "LIDVAE"} < tables[0].keys()
+    assert tables[0] == tables[1]

@@ -7,6 +7,8 @@ import shlex
 import sys
 import time
 
+from joblib import Parallel, cpu_count, delayed
+
 from skvae.cli._columns import cells, columns
 from skvae.cli._data import Prepared, prepare
 from skvae.cli._documents import prepare_documents
@@ -87,17 +89,25 @@ def make_estimators(classes, arguments, data: Prepared):
 
 def fit_all(models, colors, arguments, data: Prepared):
     """Baselines first, then the estimators, in the order of the documentation."""
+    # joblib gives each process its share of the threads.
+    n_jobs = min(arguments.jobs or cpu_count(), len(models))
     progress = Progress()
     results = fit_baselines(data, arguments.n_components, arguments.probe)
-    for model in models:
-        result = fit_estimator(
+    fits = (
+        delayed(fit_estimator)(
             model,
             data,
             colors[type(model)],
             with_labels=not arguments.without_labels and data.labelled,
-            callbacks=progress.callbacks(),
+            callbacks=progress.callbacks() if n_jobs == 1 else (),
             probe=arguments.probe,
         )
+        for model in models
+    )
+    fitted = Parallel(n_jobs, return_as="generator")(fits)
+    if n_jobs > 1:
+        fitted = progress.counted(fitted, len(models))
+    for result in fitted:
         progress.finished(result)
         results.append(result)
     return results

@@ -84,6 +84,7 @@ def _add_compare(commands):
     add("--probe", choices=["mlp"], help="add the probe of a network; takes minutes")
     add("--seed", type=int, default=0, help="decides everything random (default 0)")
     add("--n-init", type=positive, default=1, help="restarts per estimator")
+    add("--jobs", type=positive, help="estimators fitted at once (default: cores)")
     add("--output", "-o", default="skvae-compare.html", help="default %(default)s")
     add("--no-page", action="store_true", help="print the table only")
     add("--quick", action="store_true", help="fewer rows and epochs, for a first look")

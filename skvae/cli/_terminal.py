@@ -91,6 +91,19 @@ class Progress:
 
         return (ProgressBar(),)
 
+    def counted(self, results, total):
+        """The results of fits that run elsewhere, with one bar for all of them."""
+        if not self.bars:
+            yield from results
+            return
+        self.bars = False
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(
+            results, "Fitting", total, transient=True, console=Console(stderr=True)
+        )
+
     def finished(self, result):
         """Tell that a method is done."""
         if result.failure is not None:
