@@ -72,6 +72,11 @@ class Ranks(NamedTuple):
             return bool(flag)
         return bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
 
+    def agree(self, tensor: Tensor) -> None:
+        """Give every process what the first one has, in place."""
+        if self.size > 1:
+            torch.distributed.broadcast(tensor, 0)
+
     def equal(self, numbers: Tensor) -> bool:
         """Whether all processes hold the same numbers, which may be of any count."""
         if self.size == 1:
@@ -106,7 +111,7 @@ class Ranks(NamedTuple):
                 "of its rows, the parameters and random_state, an integer, must be the "
                 "same in all of them."
             )
-        torch.distributed.broadcast(run.optimizer.values, 0)
+        self.agree(run.optimizer.values)
 
 
 ALONE = Ranks()

@@ -219,6 +219,8 @@ class Training:
         """One epoch and what follows it; failed replicas are in `failed`."""
         row, finite = self.run_epoch(number)
         self.inference.end_epoch(self.state)
+        # What each process decides by itself may differ by a rounding.
+        self.ranks.agree(self.optimizer.values)
         if all(finite):
             self.good.copy_(self.optimizer.values)
         else:

@@ -271,7 +271,11 @@ def test_without_a_group_a_process_is_alone():
 def cluster():
     """Two workers that get everything over a socket, as workers elsewhere do."""
     distributed = pytest.importorskip("distributed")
-    options = {"dashboard_address": None, "host": "127.0.0.1", "protocol": "tcp://"}
+    options = {
+        "dashboard_address": "127.0.0.1:0",
+        "host": "127.0.0.1",
+        "protocol": "tcp://",
+    }
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=False, **options
