@@ -88,14 +88,14 @@ def _moments(chunks, posteriors):
     """Weight, mean and covariance of the codes given each u: (R, C, ...), doubles."""
     totals = [0.0, 0.0, 0.0]
     for (_, u, weight, _), q in zip(chunks, posteriors, strict=True):
-        w = weight.unsqueeze(-1) * u
-        second = q.loc.unsqueeze(-1) * q.loc.unsqueeze(-2) + q.covariance
+        w, loc = (weight.unsqueeze(-1) * u).double(), q.loc.double()
+        second = loc.unsqueeze(-1) * loc.unsqueeze(-2) + q.covariance
         sums = (
-            w.sum(1).expand(len(q.loc), -1),
-            w.mT @ q.loc,
+            w.sum(1).expand(len(loc), -1),
+            w.mT @ loc,
             (w.mT @ second.flatten(2)).unflatten(2, second.shape[2:]),
         )
-        totals = [a + b.double() for a, b in zip(totals, sums, strict=True)]
+        totals = [a + b for a, b in zip(totals, sums, strict=True)]
     count = totals[0].clamp_min(torch.finfo(torch.float64).tiny)
     mean = totals[1] / count.unsqueeze(-1)
     second = totals[2] / count[..., None, None]
@@ -160,8 +160,13 @@ def unmix(model, chunks) -> list[bool]:
     ).to(covariance)
     _turn_encoder(model, chunks, maps)
     model.decoder.turn_inputs(torch.linalg.inv(maps))
+    # Values of u that no row has keep what is known of them.
+    known = prior.table()
+    seen = (count > 0).unsqueeze(-1)
+    mean = torch.where(seen, mean, known.loc)
+    covariance = torch.where(seen.unsqueeze(-1), covariance, known.covariance)
     turned = maps.unsqueeze(1) @ covariance @ maps.unsqueeze(1).mT
-    prior.tabulate(mean @ maps.mT, turned.diagonal(dim1=2, dim2=3), count > 0)
+    prior.tabulate(mean @ maps.mT, turned.diagonal(dim1=2, dim2=3))
     better = _bounds(model, chunks, posteriors()) > before
     for parameter, old in zip(model.parameters(), kept, strict=True):
         parameter[~better] = old[~better]

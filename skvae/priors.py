@@ -241,13 +241,17 @@ class ConditionalGaussianPrior(nn.Module):
         # Whether each u has variances of its own, whatever the others have.
         self.tabular = width is None and learn_variance
 
+    def table(self) -> DiagonalGaussian:
+        """p(z|u) of every category, ``(R, C, d)``."""
+        like = self.mean.weight
+        return self.given(torch.eye(self.n_auxiliary).to(like).unsqueeze(0))
+
     @torch.no_grad()
-    def tabulate(self, mean: Tensor, variance: Tensor, seen: Tensor) -> None:
-        """Set mean and variance ``(R, C, d)`` of each u, where ``(R, C)`` allows."""
+    def tabulate(self, mean: Tensor, variance: Tensor) -> None:
+        """Set mean and variance ``(R, C, d)`` of every category."""
         raw = unbounded_log_scale(0.5 * torch.log(variance))
         for layer, value in ((self.mean, mean), (self.log_scale, raw)):
-            value = value.to(layer.weight) - layer.bias
-            layer.weight.copy_(torch.where(seen.unsqueeze(-1), value, layer.weight))
+            layer.weight.copy_(value.to(layer.weight) - layer.bias)
 
     def set_mixture(self, grid: Tensor, log_weights: Tensor) -> None:
         """Keep the training u, ``(C, m)``, for answers without u."""

@@ -212,6 +212,26 @@ def test_linear_mixtures_are_undone_where_gradients_alone_rest_at_a_rotation():
     assert mcc[False] < 0.9
 
 
+def test_values_of_u_without_rows_are_turned_with_the_others():
+    X, u, _ = segments(n_sources=2)
+    gradients = Amortized(unmix=False)
+    vae = iVAE(2, **LINEAR, inference=gradients, max_iter=10, random_state=0).fit(X, u)
+    model, absent = vae.module_, 3
+    chunks = chunks_of(vae, X[u != absent], u[u != absent], size=500)
+    before, codes = model.prior.table(), model.encoded(chunks[0][0]).loc[0]
+    assert unmix(model, chunks) == [True]
+    after, turned = model.prior.table(), model.encoded(chunks[0][0]).loc[0]
+    maps = torch.linalg.lstsq(codes, turned).solution.T
+    torch.testing.assert_close(codes @ maps.T, turned, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        after.loc[0, absent], maps @ before.loc[0, absent], rtol=1e-3, atol=1e-3
+    )
+    wanted = (maps @ before.covariance[0, absent] @ maps.T).diagonal()
+    torch.testing.assert_close(
+        after.scale[0, absent] ** 2, wanted, rtol=1e-2, atol=1e-4
+    )
+
+
 def test_a_model_with_codes_that_are_not_numbers_is_left_alone():
     X, u, _ = segments(n_rows=200)
     vae = iVAE(2, width=8, max_iter=1, random_state=0).fit(X, u)

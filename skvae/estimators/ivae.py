@@ -79,6 +79,10 @@ class iVAE(ConditionalVAE):
     learned noise. Objectives given by name warm up the KL term over the first half of
     training.
 
+    Gradients alone often rest at a rotation of the sources. Where u is discrete and the
+    networks are dense, training now and then turns the codes to where they are least
+    correlated given u; ``inference=Amortized(unmix=False)`` leaves that out.
+
     More than two or three sources ask for a more precise encoder than a network
     learns to be: that of :class:`IdentifiableVAE`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from skvae.datasets import make_nonlinear_ica
 from skvae.estimators import VAE, iVAE
+from skvae.inference import Amortized
 from skvae.metrics import mean_correlation_score
 from skvae.networks import MLP
 from skvae.reproductions._measures import held_out_rows
@@ -28,9 +29,16 @@ METHODS = {
     "iVAE, full covariance": lambda **o: iVAE(
         N_SOURCES, covariance="full", learning_rate=5e-3, **SHARED, **o
     ),
+    "iVAE, not unmixed": lambda **o: iVAE(
+        N_SOURCES,
+        inference=Amortized(unmix=False),
+        learning_rate=5e-3,
+        **SHARED,
+        **o,
+    ),
     "VAE": lambda **o: VAE(N_SOURCES, learning_rate=5e-3, **SHARED, **o),
 }
-WITH_U = {"iVAE", "iVAE, full covariance"}
+WITH_U = {"iVAE", "iVAE, full covariance", "iVAE, not unmixed"}
 OBSERVATIONS = {"continuous": "gaussian", "binary": "bernoulli"}
 
 
