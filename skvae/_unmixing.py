@@ -62,6 +62,20 @@ def jointly_diagonal(covariances: Tensor, share: Tensor) -> Tensor:
     return maps * torch.sqrt(pooled.trace() / (len(pooled) * variance)).unsqueeze(1)
 
 
+def gain(maps: Tensor, covariances: Tensor, count: Tensor) -> float:
+    """Nats in all rows that a map is worth, less what chance would give.
+
+    A map has d (d - 1) free numbers besides scales, each priced at half the log of
+    the number of rows (Schwarz 1978): codes without any dependence on u have a most
+    diagonal map too, the same in every restart.
+    """
+    n, d = count.sum(), len(maps)
+    share = count / n
+    identity = torch.eye(d, dtype=maps.dtype)
+    better = misfit(identity, covariances, share) - misfit(maps, covariances, share)
+    return float(n * better - 0.5 * d * (d - 1) * torch.log(n))
+
+
 def unmixable(model) -> bool:
     """Whether codes can be turned: by dense networks, under a table of p(z|u)."""
     return (
@@ -152,12 +166,15 @@ def unmix(model, chunks) -> list[bool]:
         covariance = covariance + mean.unsqueeze(-1) * mean.unsqueeze(-2)
     if not torch.isfinite(covariance).all():
         return [False] * model.n_replicas
-    maps = torch.stack(
-        [
-            jointly_diagonal(own[n > 0], n[n > 0] / n.sum())
-            for n, own in zip(count.cpu(), covariance.cpu(), strict=True)
-        ]
-    ).to(covariance)
+    maps, worth = [], []
+    for n, own in zip(count.cpu(), covariance.cpu(), strict=True):
+        own, n = own[n > 0], n[n > 0]
+        maps.append(jointly_diagonal(own, n / n.sum()))
+        worth.append(gain(maps[-1], own, n) > 0)
+    maps, worth = (
+        torch.stack(maps).to(covariance),
+        torch.tensor(worth).to(before.device),
+    )
     _turn_encoder(model, chunks, maps)
     model.decoder.turn_inputs(torch.linalg.inv(maps))
     # Values of u that no row has keep what is known of them.
@@ -167,7 +184,7 @@ def unmix(model, chunks) -> list[bool]:
     covariance = torch.where(seen.unsqueeze(-1), covariance, known.covariance)
     turned = maps.unsqueeze(1) @ covariance @ maps.unsqueeze(1).mT
     prior.tabulate(mean @ maps.mT, turned.diagonal(dim1=2, dim2=3))
-    better = _bounds(model, chunks, posteriors()) > before
+    better = worth & (_bounds(model, chunks, posteriors()) > before)
     for parameter, old in zip(model.parameters(), kept, strict=True):
         parameter[~better] = old[~better]
     return better.tolist()

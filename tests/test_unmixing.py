@@ -9,7 +9,7 @@ import torch
 import skvae.inference
 from skvae import VAE, iVAE
 from skvae._random import generator
-from skvae._unmixing import jointly_diagonal, misfit, unmix, unmixable
+from skvae._unmixing import gain, jointly_diagonal, misfit, unmix, unmixable
 from skvae.datasets import make_nonlinear_ica
 from skvae.inference import Amortized
 from skvae.metrics import mean_correlation_score
@@ -114,6 +114,22 @@ def test_variances_that_do_not_depend_on_u_leave_the_map_alone():
     torch.testing.assert_close(jointly_diagonal(groups, share), groups[0])
 
 
+def test_a_map_counts_where_variances_follow_u_and_not_where_they_do_not():
+    draws, n, d = generator(0), 400, 3
+    mixing = square(d, seed=1)
+    worth = {}
+    for spread in (0.0, 1.0):
+        logs = spread * torch.randn(5, d, generator=draws, dtype=torch.float64)
+        normal = torch.randn(5, n, d, generator=draws, dtype=torch.float64)
+        rows = torch.exp(logs).unsqueeze(1) * normal @ mixing.T
+        groups, count = rows.mT @ rows / n, torch.full((5,), float(n)).double()
+        # White codes: only a rotation is left to find.
+        root = torch.linalg.cholesky(torch.linalg.inv(groups.mean(0)))
+        groups = root.T @ groups @ root
+        worth[spread] = gain(jointly_diagonal(groups, count / (5 * n)), groups, count)
+    assert worth[0.0] < 0 < worth[1.0]
+
+
 # The move
 
 
@@ -171,7 +187,7 @@ def moves(monkeypatch):
 
 def test_a_move_raises_the_bound_or_leaves_the_replica_as_it_was(moves):
     X, u, _ = segments()
-    iVAE(4, width=16, max_iter=20, n_init=4, random_state=0).fit(X, u)
+    iVAE(4, **LINEAR, max_iter=20, n_init=4, random_state=0).fit(X, u)
     made = [replica for answer, *_ in moves for replica in answer]
     assert {True, False} == set(made)
     for answer, before, after, unchanged in moves:
