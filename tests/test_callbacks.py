@@ -24,7 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning"
 
 SMALL = {"width": 8, "depth": 1, "max_iter": 4, "n_draws": 10, "random_state": 0}
 # What a step does then does not depend on how many are to come.
-
 UNSCHEDULED = {
     **SMALL,
     "schedule": "constant",

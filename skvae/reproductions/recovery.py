@@ -215,7 +215,7 @@ COLUMNS = {
     "consistency": "{:.3f}",
     "seconds": "{:.0f}",
 }
-CURVE_METHODS = ["iVAE", "iFlow", "VAE", "TCL"]
+CURVE_METHODS = ["iVAE", "iVAE, not unmixed", "iFlow", "VAE", "TCL"]
 SOURCE = (
     "Published: Khemakhem et al. 2020 report above 0.95 for iVAE on the 2-D problem; "
     "the figures for n=5, d=5, uncentred are those of independent reproductions (100 "
