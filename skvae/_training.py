@@ -128,9 +128,10 @@ class State:
         """Whether training went past one of these fractions in the last epoch."""
         if self.settings.progress is not None:
             return False
-        length = 1.0 / self.settings.max_epochs
-        end = length * (math.floor(self.progress / length) + 1)
-        return any(end - length < mark <= end + 1e-9 for mark in marks)
+        n_epochs = self.settings.max_epochs
+        # Up to a rounding: the progress is that at the start of the last batch.
+        number = math.floor(self.progress * n_epochs + 1e-9)
+        return any(number < mark * n_epochs - 1e-9 <= number + 1 for mark in marks)
 
     def chunks(self, limit: int) -> list[tuple]:
         """Evenly spaced rows, at most `limit`: x, u, weight and noise, in chunks.
