@@ -198,6 +198,10 @@ class LatentVariableModel(nn.Module):
         """Estimate of E_q log p(x|z) in nats from a draw z of q, shape ``(R, B)``."""
         return self.posterior_family.expected_log_likelihood(self, x, q, z)
 
+    def bound(self, x: Tensor, q, z: Tensor, u: Tensor | None = None) -> Tensor:
+        """ELBO at beta 1 from a draw z of q, in nats, shape ``(R, B)``."""
+        return self.expected_log_likelihood(x, q, z) - self.prior.kl(q, z, u)
+
     @torch.no_grad()
     def importance_log_weights(
         self, x: Tensor, u: Tensor | None, noise: Tensor, q=None

@@ -182,10 +182,7 @@ def bound(
         if not processes.owns(number):
             continue
         q = inference.posterior(model, x, u)
-        z = q.sample(noise)
-        log_likelihood = model.expected_log_likelihood(x, q, z)
-        rows = log_likelihood - model.prior.kl(q, z, u)
-        total += (rows * weight).sum(-1)
+        total += (model.bound(x, q, q.sample(noise), u) * weight).sum(-1)
     return processes.sum(total) / data.total_weight()
 
 

@@ -63,11 +63,13 @@ def jointly_diagonal(covariances: Tensor, share: Tensor) -> Tensor:
 
 
 def gain(maps: Tensor, covariances: Tensor, count: Tensor) -> float:
-    """Nats in all rows that a map is worth, less what chance would give.
+    """Nats in all rows that a map ``(d, d)`` is worth, less what chance would give.
 
-    A map has d (d - 1) free numbers besides scales, each priced at half the log of
-    the number of rows (Schwarz 1978): codes without any dependence on u have a most
-    diagonal map too, the same in every restart.
+    Covariances ``(C, d, d)`` are those of so many rows each, ``(C,)``. A map
+    has d (d - 1) free numbers besides scales, each priced at half the log of the number
+    of rows (Schwarz 1978, "Estimating the dimension of a model", Annals of Statistics
+    6): codes that do not depend on u have a most diagonal map too, the same in every
+    restart.
     """
     n, d = count.sum(), len(maps)
     share = count / n
@@ -91,9 +93,7 @@ def _bounds(model, chunks, posteriors) -> Tensor:
     """Mean ELBO at beta 1 of each replica, ``(R,)``."""
     total = weights = 0.0
     for (x, u, weight, noise), q in zip(chunks, posteriors, strict=True):
-        z = q.sample(noise)
-        rows = model.expected_log_likelihood(x, q, z) - model.prior.kl(q, z, u)
-        total = total + (rows * weight).sum(-1)
+        total = total + (model.bound(x, q, q.sample(noise), u) * weight).sum(-1)
         weights = weights + weight.sum(-1)
     return total / weights
 
@@ -171,10 +171,7 @@ def unmix(model, chunks) -> list[bool]:
         own, n = own[n > 0], n[n > 0]
         maps.append(jointly_diagonal(own, n / n.sum()))
         worth.append(gain(maps[-1], own, n) > 0)
-    maps, worth = (
-        torch.stack(maps).to(covariance),
-        torch.tensor(worth).to(before.device),
-    )
+    maps = torch.stack(maps).to(covariance)
     _turn_encoder(model, chunks, maps)
     model.decoder.turn_inputs(torch.linalg.inv(maps))
     # Values of u that no row has keep what is known of them.
@@ -184,7 +181,8 @@ def unmix(model, chunks) -> list[bool]:
     covariance = torch.where(seen.unsqueeze(-1), covariance, known.covariance)
     turned = maps.unsqueeze(1) @ covariance @ maps.unsqueeze(1).mT
     prior.tabulate(mean @ maps.mT, turned.diagonal(dim1=2, dim2=3))
-    better = worth & (_bounds(model, chunks, posteriors()) > before)
+    better = _bounds(model, chunks, posteriors()) > before
+    better &= torch.tensor(worth, device=before.device)
     for parameter, old in zip(model.parameters(), kept, strict=True):
         parameter[~better] = old[~better]
     return better.tolist()

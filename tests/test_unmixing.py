@@ -14,6 +14,7 @@ from skvae.datasets import make_nonlinear_ica
 from skvae.inference import Amortized
 from skvae.metrics import mean_correlation_score
 from skvae.networks import MLP
+from skvae.priors import ConditionalGaussian
 
 LINEAR = {"decoder": MLP(depth=0), "encoder": MLP(width=32, depth=1)}
 
@@ -133,13 +134,22 @@ def test_a_map_counts_where_variances_follow_u_and_not_where_they_do_not():
 # The move
 
 
-@pytest.mark.parametrize("covariance", ["diagonal", "full"])
-@pytest.mark.parametrize("posterior_type", ["product", "joint"])
-def test_the_move_undoes_a_rotation_of_the_codes(covariance, posterior_type):
+@pytest.mark.parametrize(
+    ("covariance", "posterior_type", "mean"),
+    [
+        ("diagonal", "product", "learned"),
+        ("full", "product", "learned"),
+        ("full", "product", "zero"),
+        ("diagonal", "joint", "learned"),
+        ("full", "joint", "learned"),
+    ],
+)
+def test_the_move_undoes_a_rotation_of_the_codes(covariance, posterior_type, mean):
     X, u, _ = segments(n_sources=2)
     vae = iVAE(
         2,
         **LINEAR,
+        prior=ConditionalGaussian(mean=mean),
         covariance=covariance,
         posterior_type=posterior_type,
         max_iter=60,
