@@ -463,9 +463,9 @@ def test_latents_are_embedded_where_a_plane_is_not_all(k, labelled, by_tsne):
     result = Result("VAE", Z_test=Z[:, :k], n_components=k)
     raw = Result("raw X", Z_test=Z[:, :k])
     assert _figures.is_embedded([raw, result], data) is by_tsne
-    shown = [r.name for r, _ in _figures.scatter_pictures([raw, result], data, 0)]
+    shown = [r.name for r, _ in _figures.scatter_pictures([raw, result], data, 0, 1)]
     assert shown == (["raw X", "VAE"] if by_tsne else ["VAE"])
-    text = _page.scatter_section([raw, result], data, 0)
+    text = _page.scatter_section([raw, result], data, 0, 1)
     assert ("Distances between clusters" in text) is by_tsne
     assert ("plane of components 0 and 1" in text) is not by_tsne
 
@@ -858,5 +858,6 @@ def test_processes_side_by_side_find_what_one_finds():
     for table in tables:
         for row in table.values():
             row.pop("seconds")
+    assert [*tables[0]] == [*tables[1]]
     assert {"VAE", "LIDVAE"} < tables[0].keys()
     assert tables[0] == tables[1]

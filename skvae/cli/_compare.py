@@ -35,6 +35,7 @@ def run_compare(arguments):
     known = compared_estimators(documents)
     classes = chosen_estimators(arguments.methods, known)
     started = time.perf_counter()
+    arguments.jobs = arguments.jobs or cpu_count()
     data = prepare_documents(arguments) if documents else prepare(arguments)
     models = make_estimators(classes, arguments, data)
     for note in [describe(data), *data.notes]:
@@ -90,9 +91,9 @@ def make_estimators(classes, arguments, data: Prepared):
 def fit_all(models, colors, arguments, data: Prepared):
     """Baselines first, then the estimators, in the order of the documentation."""
     # joblib gives each process its share of the threads.
-    n_jobs = min(arguments.jobs or cpu_count(), len(models))
+    n_jobs = min(arguments.jobs, len(models))
     progress = Progress()
-    results = fit_baselines(data, arguments.n_components, arguments.probe)
+    baselines = fit_baselines(data, arguments.n_components, arguments.probe)
     fits = (
         delayed(fit_estimator)(
             model,
@@ -102,15 +103,18 @@ def fit_all(models, colors, arguments, data: Prepared):
             callbacks=progress.callbacks() if n_jobs == 1 else (),
             probe=arguments.probe,
         )
-        for model in models
+        # The last ones take longest: side by side, they start first.
+        for model in (models if n_jobs == 1 else reversed(models))
     )
-    fitted = Parallel(n_jobs, return_as="generator")(fits)
+    fitted = Parallel(n_jobs, return_as="generator_unordered")(fits)
     if n_jobs > 1:
         fitted = progress.counted(fitted, len(models))
+    results = []
     for result in fitted:
         progress.finished(result)
         results.append(result)
-    return results
+    names = [type(model).__name__ for model in models]
+    return baselines + sorted(results, key=lambda result: names.index(result.name))
 
 
 def show(data, results, forecast):

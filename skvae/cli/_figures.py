@@ -10,6 +10,7 @@ import io
 import re
 
 import numpy as np
+from joblib import Parallel, delayed
 from sklearn.manifold import TSNE
 
 from skvae.displays import (
@@ -135,22 +136,29 @@ def embedded(Z, seed):
     ).fit_transform(np.asarray(Z, dtype=np.float32))
 
 
-def scatter_pictures(results, data, seed):
+def scatter_pictures(results, data, seed, jobs):
     """Held-out rows in the latent space, one picture per method.
 
-    The first two latents, or all of them by t-SNE where :func:`is_embedded`.
+    The first two latents, or all of them by t-SNE where :func:`is_embedded`, so many
+    at once.
     """
     by_tsne = is_embedded(results, data)
     n = EMBEDDED if by_tsne else POINTS
     rows = np.unique(np.linspace(0, len(data.X_test) - 1, n).astype(int))
     y = None if data.y_test is None else data.y_test[rows]
+    # X itself has no first two latents, but can be embedded.
+    results = [
+        result
+        for result in results
+        if result.Z_test.shape[1] > 1 and (by_tsne or result.n_components)
+    ]
+    codes = [result.Z_test[rows] for result in results]
+    if by_tsne:
+        planes = Parallel(jobs)(delayed(embedded)(Z, seed) for Z in codes)
+    else:
+        planes = [Z[:, :2] for Z in codes]
     pictures = []
-    for result in results:
-        # X itself has no first two latents, but can be embedded.
-        if result.Z_test.shape[1] < 2 or not (by_tsne or result.n_components):
-            continue
-        Z = result.Z_test[rows]
-        Z = embedded(Z, seed) if by_tsne else Z[:, :2]
+    for result, Z in zip(results, planes, strict=True):
 
         def draw(ax, result=result, Z=Z):
             options = {"s": 9, "rasterized": True}

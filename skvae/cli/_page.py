@@ -150,12 +150,12 @@ def curve_section(models, data):
     )
 
 
-def scatter_section(results, data, seed):
+def scatter_section(results, data, seed, jobs):
     by_tsne = _figures.is_embedded(results, data)
     where = "all latents, by t-SNE" if by_tsne else "the plane of components 0 and 1"
     pictures = [
         picture(svg, f"{r.name}: held-out {data.unit}s in {where}.")
-        for r, svg in _figures.scatter_pictures(results, data, seed)
+        for r, svg in _figures.scatter_pictures(results, data, seed, jobs)
     ]
     if not pictures:
         return ""
@@ -326,6 +326,7 @@ def page(data, results, forecast, *, command, arguments, seconds):
         if data.texts is None
         else document_sections(models, data, seed)
     )
+    embeddable = [result for result in results if result.Z_test is not None]
     body = [
         f"<header><h1>Latents of {escape(data.title)}, compared</h1>",
         f'<p class="sub">{escape(subtitle)}</p></header>',
@@ -333,7 +334,7 @@ def page(data, results, forecast, *, command, arguments, seconds):
         section("The numbers", table(data, results), notes(data, results)),
         forecast_section(models, forecast),
         curve_section(models, data),
-        scatter_section([r for r in results if r.Z_test is not None], data, seed),
+        scatter_section(embeddable, data, seed, arguments.jobs),
         meaning,
         reading_section(data, results),
         origin(data, command, arguments, seconds, models),
