@@ -186,7 +186,7 @@ class LatentVariableModel(nn.Module):
         """
         parts = self.encoder, self.decoder
         largest = max(getattr(part, "n_activations", 1) for part in parts)
-        fit = min(ACTIVATIONS // largest, EVALUATED // len(self.frame.centre))
+        fit = min(ACTIVATIONS // largest, EVALUATED // self.frame.centre.shape[-1])
         return max(1, min(limit, fit))
 
     def log_joint(self, x: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:

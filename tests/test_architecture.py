@@ -26,14 +26,14 @@ ROOT = Path(__file__).parents[1]
 # `estimators` are at 4 and its underscore modules at 3, those of `networks` at 1 and
 # 0.5. `metrics` and `datasets` stand beside.
 LAYERS = {
-    "__main__": 5,
+    "__main__": 8,
     "callbacks": 5,
-    "cli": 5,
+    "cli": 7,
     "diagnostics": 5,
     "displays": 5,
     "model_selection": 5,
     "persistence": 5,
-    "reproductions": 5,
+    "reproductions": 6,
     "_training": 2,
     "inference": 2,
     "objectives": 2,

@@ -3,15 +3,17 @@
 import csv
 import gzip
 import inspect
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from skvae import SequenceVAE
+from skvae import VAE, SequenceVAE
 from skvae.cli import main
 from skvae.metrics import active_units
+from skvae.model_selection import _batching
 from skvae.reproductions import TABLES, Options, discrete, load_table, recovery, text
 from skvae.reproductions._images import images
 from skvae.reproductions._measures import held_out_rows, linear_accuracy, usage
@@ -76,6 +78,41 @@ def test_rendered_medians_and_ranges(tmp_path):
     assert "| a | 3 | 11.0 (1.0 to 21.0) |" in text
     assert "| bb | 3 | 12.0 (2.0 to 22.0); published 12 |" in text
     assert "- `a command`" in text
+
+
+def test_seeds_trained_together_find_what_they_find_alone(tmp_path, monkeypatch):
+    sizes, trained = [], _batching.train_together
+
+    def counting(requests):
+        sizes.append(len(requests))
+        return trained(requests)
+
+    def measure(width, seed):
+        X = np.random.default_rng(seed).standard_normal((60, 4))
+        vae = VAE(1, width=width, depth=1, max_iter=2, n_init=2, random_state=seed)
+        return {"bound": vae.fit(X).best_bound_}
+
+    def cells(options):
+        for seed in options.seed_range(3):
+            for width in (4, 8):
+                key = {"width": width, "seed": seed}
+                yield Cell(key, partial(measure, **key))
+
+    monkeypatch.setattr(_batching, "train_together", counting)
+    table = Table("Toy", "", ("width", "seed"), {"bound": "{:.1f}"}, cells)
+    alone, together = tmp_path / "alone.csv", tmp_path / "together.csv"
+    table.run(alone, Options(), silent)
+    assert sizes == []
+    table.together, reported = True, []
+    table.run(together, Options(seeds=1), silent)
+    table.run(together, Options(), lambda n, total, key, row: reported.append((n, row)))
+    assert sizes == [2, 2]
+    assert [n for n, row in reported if row is not None] == [3, 4, 5, 6]
+
+    def bounds(path):
+        return {(row["width"], row["seed"]): float(row["bound"]) for row in read(path)}
+
+    assert bounds(together) == pytest.approx(bounds(alone), rel=1e-5)
 
 
 def test_rows_of_other_columns_are_refused(tmp_path):

@@ -72,7 +72,8 @@ class PointPosterior(Specification):
 
     def expected_log_likelihood(self, model, x: Tensor, q: Point, z: Tensor) -> Tensor:
         """Log|det Jg| in the units of x, shape ``(R, B)``."""
-        return q.log_det - x.shape[-1] * torch.log(model.frame.scale)
+        # One scale, or with fits stacked that have other data, one a replica.
+        return q.log_det - x.shape[-1] * torch.log(model.frame.scale).view(-1, 1)
 
     def importance_log_weights(
         self, model, x: Tensor, u: Tensor | None, q: Point, noise: Tensor

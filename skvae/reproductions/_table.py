@@ -9,12 +9,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from skvae import __version__
 from skvae._collapse import PosteriorCollapseWarning
+from skvae.model_selection._batching import run_together
 
 
 @dataclass
@@ -65,6 +67,10 @@ class Cell:
     key: dict
     measure: Callable[[], dict]
 
+    def named(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+        """These parts of the key, as a CSV file holds them."""
+        return tuple(str(self.key[column]) for column in columns)
+
 
 @dataclass
 class Table:
@@ -86,6 +92,9 @@ class Table:
         Where they are from, and what must be known to compare.
     picture : callable or None
         Draws the rows of the CSV file into a file.
+    together : bool
+        Whether the networks of cells that differ by their seed alone train in one
+        batch, as small ones do best; each is given its share of the seconds.
     """
 
     title: str
@@ -96,6 +105,7 @@ class Table:
     published: dict = field(default_factory=dict)
     source: str = ""
     picture: Callable[[list[dict], Path], None] | None = None
+    together: bool = False
 
     def draw(self, path: Path) -> None:
         """Draw the picture beside `path`, if the table has one."""
@@ -106,19 +116,24 @@ class Table:
         """Measure the cells that `path` lacks; ``report(done, total, key, row)``."""
         cells = list(self.cells(options))
         finished = {tuple(row[key] for key in self.keys) for row in read(path)}
-        for number, cell in enumerate(cells, 1):
-            key = tuple(str(cell.key[name]) for name in self.keys)
-            if key in finished:
-                continue
-            report(number - 1, len(cells), cell.key, None)
-            started = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", PosteriorCollapseWarning)
-                measured = cell.measure()
-            measured["seconds"] = round(time.perf_counter() - started, 1)
-            row = {**cell.key, **measured, **environment(), "command": options.command}
-            append(path, row)
-            report(number, len(cells), cell.key, measured)
+        missing = [c for c in cells if c.named(self.keys) not in finished]
+        n_done = len(cells) - len(missing)
+        for group in self._groups(missing):
+            report(n_done, len(cells), group[0].key, None)
+            for cell, measured in zip(group, _measured(group), strict=True):
+                row = {**cell.key, **measured, **environment()}
+                append(path, {**row, "command": options.command})
+                n_done += 1
+                report(n_done, len(cells), cell.key, measured)
+
+    def _groups(self, cells: list[Cell]) -> list[list[Cell]]:
+        """The cells to measure at once."""
+        if not self.together:
+            return [[cell] for cell in cells]
+        groups: dict[tuple, list[Cell]] = {}
+        for cell in cells:
+            groups.setdefault(cell.named(self.keys[:-1]), []).append(cell)
+        return list(groups.values())
 
     def render(self, path: Path) -> str:
         """The rows of `path` in Markdown: medians over seeds with their range."""
@@ -148,6 +163,26 @@ class Table:
             for row in rows
         )
         return "\n".join(lines).rstrip() + "\n"
+
+
+def _timed(cell: Cell) -> list[dict]:
+    """What is measured of a cell, and the seconds that it took, as a search has it."""
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PosteriorCollapseWarning)
+        measured = cell.measure()
+    return [{"measured": measured, "fit_time": time.perf_counter() - started}]
+
+
+def _measured(cells: list[Cell]) -> Iterator[dict]:
+    """What is measured of each cell; the networks of several train in one batch."""
+    tasks = [partial(_timed, cell) for cell in cells]
+    if len(tasks) > 1:
+        outcomes, _, _ = run_together(tasks, max_replicas=None)
+    else:
+        outcomes = [task() for task in tasks]
+    for (outcome,) in outcomes:
+        yield {**outcome["measured"], "seconds": round(outcome["fit_time"], 1)}
 
 
 def environment() -> dict:
