@@ -222,7 +222,8 @@ class JointPosterior(EncoderPosterior):
         if u is None:
             raise ValueError(
                 "posterior_type='joint' encodes x together with u: u must be passed. "
-                "Use posterior_type='product' for latents that do without u."
+                "Use posterior_type='product' for latents that do without u, as "
+                "objective='covariate_informed' trains them."
             )
         shape = (*torch.broadcast_shapes(features.shape[:-1], u.shape[:-1]), -1)
         return torch.cat([features.expand(shape), u.expand(shape)], dim=-1)
