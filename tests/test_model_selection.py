@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skvae import LIDVAE, VAE, IdentifiableVAE, all_estimators, iVAE
-from skvae.estimators._stacking import train_together
+from skvae.estimators._stacking import stack, train_together
 from skvae.inference import Lagging, SemiAmortized
 from skvae.likelihoods import Gaussian
 from skvae.model_selection import BatchedGridSearchCV, _batching
@@ -107,6 +107,12 @@ def test_every_estimator_shares_a_batch_among_folds(cls, segments):
     assert_same_results(batched, single)
     assert_every_fit_once(batched)
     assert len(batched.batches_) == 1
+
+
+def test_a_batch_reads_as_many_rows_at_once_as_a_fit_alone(small_X):
+    models = [VAE(**SMALL).fit(scale * small_X).module_ for scale in (1.0, 2.0)]
+    assert stack(models).frame.centre.shape == (2, 1, small_X.shape[1])
+    assert stack(models).rows_at_once(1 << 30) == models[0].rows_at_once(1 << 30)
 
 
 def test_refit_best_and_transform_are_scikit_learns(small_X):

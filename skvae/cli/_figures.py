@@ -139,8 +139,8 @@ def embedded(Z, seed):
 def scatter_pictures(results, data, seed, jobs):
     """Held-out rows in the latent space, one picture per method.
 
-    The first two latents, or all of them by t-SNE where :func:`is_embedded`, so many
-    at once.
+    The first two latents, or all of them by t-SNE where :func:`is_embedded`, `jobs`
+    methods at a time.
     """
     by_tsne = is_embedded(results, data)
     n = EMBEDDED if by_tsne else POINTS
