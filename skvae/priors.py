@@ -20,9 +20,10 @@ from skvae._gaussian import (
     bounded_log_scale,
     unbounded_log_scale,
 )
+from skvae._products import products
 from skvae._spec import Specification
 from skvae._validation import Interval, StrOptions
-from skvae.networks._layers import ACTIVATIONS, Linear, matmul, normal_weights, zeros
+from skvae.networks._layers import ACTIVATIONS, Linear, normal_weights, zeros
 
 # Singular values below this fraction of the largest count as zero.
 RANK_TOLERANCE = 1e-3
@@ -92,7 +93,7 @@ def _component_log_prob(components: DiagonalGaussian, z: Tensor) -> Tensor:
     """Log N(z; component c), shape ``(R, B, C)``; components ``(R, C, d)``."""
     precision = torch.exp(-2.0 * components.log_scale)
     weighted = components.loc * precision
-    quadratic = matmul(z.square(), precision.transpose(1, 2)) - 2.0 * matmul(
+    quadratic = products(z.square(), precision.transpose(1, 2)) - 2.0 * products(
         z, weighted.transpose(1, 2)
     )
     constant = (

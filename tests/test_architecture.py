@@ -47,6 +47,7 @@ LAYERS = {
     "_distributed": 0,
     "_gaussian": 0,
     "_optimizer": 0,
+    "_products": 0,
     "_random": 0,
     "_replay": 0,
     "_spec": 0,

@@ -372,8 +372,8 @@ class BaseVAE(
         """
         return self._sample(n_samples, None, random_state)
 
-    def _score_samples(self, X, U=None):
-        model = self._lifted_model(X.dtype)
+    def _score_samples(self, X, U=None, *, dtype=None):
+        model = self._lifted_model(dtype or X.dtype)
         noise = shared_noise(
             self._score_seed, self.n_draws, model.n_latents, model.frame.centre
         )
@@ -410,6 +410,8 @@ class BaseVAE(
     def score(self, X, y=None, *, sample_weight=None):
         """Weighted mean of :meth:`score_samples`; independent of beta.
 
+        It is computed in single precision, like training, whatever that of X.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
@@ -424,8 +426,13 @@ class BaseVAE(
         score : float
             Estimated log-likelihood in nats per row, higher is better.
         """
-        scores = self.score_samples(X)
-        weight = check_sample_weight(sample_weight, scores[:, None])
+        check_is_fitted(self)
+        X = self._check_X(X)
+        weight = check_sample_weight(sample_weight, X)
+        return self._mean_score(X, None, weight)
+
+    def _mean_score(self, X, U, weight):
+        scores = self._score_samples(X, U, dtype=np.float32)
         return float(np.average(scores, weights=weight))
 
     # ------------------------------------------------------------------ state

@@ -210,6 +210,8 @@ class ConditionalVAE(BaseVAE):
     def score(self, X, y=None, *, u=None, sample_weight=None):
         """Weighted mean of :meth:`score_samples`; independent of beta.
 
+        It is computed in single precision, like training, whatever that of X.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
@@ -230,7 +232,7 @@ class ConditionalVAE(BaseVAE):
         X = self._check_X(X)
         U = self._auxiliary(X, y, u, reset=False)
         weight = check_sample_weight(sample_weight, X)
-        return float(np.average(self._score_samples(X, U), weights=weight))
+        return self._mean_score(X, U, weight)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

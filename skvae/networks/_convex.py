@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from skvae.networks._layers import affine, matmul, normal_weights, zeros
+from skvae._products import products
+from skvae.networks._layers import normal_weights, zeros
 
 
 def _half_square_softplus(t: Tensor) -> Tensor:
@@ -98,13 +99,13 @@ class ConvexGradient(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         live = self.directions[:, : self.n_live]
-        parts = affine(x, live, self.thresholds).split(self.width, dim=-1)
+        parts = products(x, live, self.thresholds).split(self.width, dim=-1)
         weights = [softplus(mixing) / self.width for mixing in self.mixing]
         phi = CONVEX[self.activation]
         levels = [parts[0]]
         for number, (part, weight) in enumerate(zip(parts[1:], weights, strict=True)):
             value = phi[min(number, 1)][0]
-            levels.append(part + matmul(value(levels[-1]), weight))
+            levels.append(part + products(value(levels[-1]), weight))
 
         def slope(number):
             return phi[min(number, 1)][1](levels[number])
@@ -112,10 +113,10 @@ class ConvexGradient(nn.Module):
         delta = self.path_scale * softplus(self.path) * slope(len(weights))
         deltas = [delta]
         for number in reversed(range(len(weights))):
-            delta = matmul(delta, weights[number].transpose(1, 2)) * slope(number)
+            delta = products(delta, weights[number].transpose(1, 2)) * slope(number)
             deltas.insert(0, delta)
         stacked = deltas[0] if len(deltas) == 1 else torch.cat(deltas, dim=-1)
-        gradient = affine(stacked, self.directions.transpose(1, 2), self.constant)
+        gradient = products(stacked, self.directions.transpose(1, 2), self.constant)
         pull = self.strength() * x
         if self.n_live == gradient.shape[-1]:
             return gradient + pull

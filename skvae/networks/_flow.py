@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from skvae._products import products
 from skvae._spec import Specification
 from skvae._validation import Interval
-from skvae.networks._layers import affine, normal_weights, zeros
+from skvae.networks._layers import normal_weights, zeros
 from skvae.networks._spline import BOUND, Evaluate, Invert
 
 # Slopes and logarithms of bin heights start within a tenth of the identity.
@@ -219,12 +220,12 @@ class SplineFlowNetwork(nn.Module):
     def _layers(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Codes of x, and the logarithms of the splines' slopes on the way."""
         weights, biases = self.weight.unbind(1), self.bias.unbind(1)
-        z, log_slopes = affine(x @ self.whitening, weights[0], biases[0]), []
+        z, log_slopes = products(x @ self.whitening, weights[0], biases[0]), []
         splines = self.splines.layers()
         for spline, weight, bias in zip(splines, weights[1:], biases[1:], strict=True):
             z, log_slope = spline(z)
             log_slopes.append(log_slope)
-            z = affine(z, weight, bias)
+            z = products(z, weight, bias)
         return z, log_slopes
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Generator, Tensor, nn
 
+from skvae._products import product, products
+
 
 def xtanh(t: Tensor) -> Tensor:
     """``tanh(t) + 0.1 t``, the activation of the iVAE experiments."""
@@ -68,22 +70,6 @@ def zeros(generators: Sequence[Generator], *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(len(generators), *shape))
 
 
-def matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight`` per replica; one replica takes the plain matrix product."""
-    if weight.shape[0] == 1:
-        return torch.mm(x.squeeze(0), weight.squeeze(0)).unsqueeze(0)
-    return torch.bmm(x.expand(weight.shape[0], -1, -1), weight)
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x @ weight + bias`` per replica, with bias of shape ``(R, 1, n_out)``."""
-    if weight.shape[0] == 1:
-        return torch.addmm(bias.reshape(-1), x.squeeze(0), weight.squeeze(0)).unsqueeze(
-            0
-        )
-    return torch.baddbmm(bias, x.expand(weight.shape[0], -1, -1), weight)
-
-
 class Linear(nn.Module):
     """R independent affine maps, weights stored as ``(R, n_in, n_out)``."""
 
@@ -101,11 +87,11 @@ class Linear(nn.Module):
         self.bias = zeros(generators, 1, n_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return affine(x, self.weight, self.bias)
+        return products(x, self.weight, self.bias)
 
     def alone(self, x: Tensor) -> Tensor:
         """The map of a single replica, ``(B, n_in) -> (B, n_out)``."""
-        return torch.addmm(self.bias.view(-1), x, self.weight.squeeze(0))
+        return product(x, self.weight.squeeze(0), self.bias.view(-1))
 
 
 class DenseNetwork(nn.Module):

@@ -15,8 +15,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from skvae._products import products
 from skvae.networks._convex import ConvexGradient
-from skvae.networks._layers import OUTPUT_GAIN, Linear, affine, normal_weights
+from skvae.networks._layers import OUTPUT_GAIN, Linear, normal_weights
 
 
 def _rows(states: Tensor, z: Tensor) -> Tensor:
@@ -105,9 +106,9 @@ class AnchoredOutput(nn.Module):
         weight, bias = self.layer.weight, self.layer.bias
         monotone = self.anchor(z).unsqueeze(1).expand(-1, n_steps, -1, -1)
         wanted = monotone.flatten(1, 2) + self.along(states.flatten(1, 2))
-        missing = wanted - affine(u, weight @ self.basis, bias @ self.basis)
+        missing = wanted - products(u, weight @ self.basis, bias @ self.basis)
         stacked = torch.cat([weight, self.basis.transpose(1, 2)], dim=1)
-        logits = affine(torch.cat([u, missing], dim=-1), stacked, bias)
+        logits = products(torch.cat([u, missing], dim=-1), stacked, bias)
         return logits.unflatten(1, states.shape[1:3])
 
     def certificate(self) -> Tensor:

@@ -23,10 +23,11 @@ from numbers import Integral, Real
 import torch
 from torch import Generator, Tensor, nn
 
+from skvae._products import products
 from skvae._spec import Specification
 from skvae._validation import Interval, StrOptions
 from skvae.networks._convex import ConvexGradient, require_injective_sizes
-from skvae.networks._layers import ACTIVATIONS, PIECEWISE_AFFINE, DenseNetwork, matmul
+from skvae.networks._layers import ACTIVATIONS, PIECEWISE_AFFINE, DenseNetwork
 
 
 def orthonormal(generators: Sequence[Generator], n: int, k: int) -> Tensor:
@@ -140,12 +141,12 @@ class AnchoredNetwork(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         m = self.anchor[0](z)
         for number, block in enumerate(self.anchor[1:], start=1):
-            m = block(matmul(m, getattr(self, f"rotation_{number}")))
+            m = block(products(m, getattr(self, f"rotation_{number}")))
         onto = self.basis.transpose(1, 2)
         if self.free is None:
-            return matmul(m, onto)
+            return products(m, onto)
         h = self.free(z)
-        return h + matmul(m - matmul(h, self.basis), onto)
+        return h + products(m - products(h, self.basis), onto)
 
     def inverse_lipschitz(self) -> Tensor:
         """Lower bound on the slope between any two codes, shape ``(R,)``."""

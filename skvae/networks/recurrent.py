@@ -21,11 +21,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, embedding
 
+from skvae._products import products
 from skvae._random import generator
 from skvae._spec import Specification
 from skvae._tokens import END, MIN_TOKENS, PADDING, UNKNOWN
 from skvae._validation import Interval, StrOptions
-from skvae.networks._layers import OUTPUT_GAIN, Linear, affine, normal_weights
+from skvae.networks._layers import OUTPUT_GAIN, Linear, normal_weights
 from skvae.networks._sequence_outputs import INJECTIVE_OUTPUTS, OUTPUTS
 
 # Numbers of the largest temporary array where no gradient is asked for.
@@ -92,7 +93,7 @@ class LSTM(nn.Module):
         if inputs.shape[0] == 1 and inputs.device.type == "cpu":
             return self._fused(inputs, hidden, cell)
         n_replicas, n_steps, n_rows, _ = inputs.shape
-        gates = affine(inputs.flatten(1, 2), self.inward.weight, self.inward.bias)
+        gates = products(inputs.flatten(1, 2), self.inward.weight, self.inward.bias)
         gates = gates.view(n_replicas, n_steps, n_rows, -1)
         states = []
         for given in gates.unbind(1):

@@ -17,6 +17,7 @@ from numbers import Integral
 import torch
 from torch import Generator, Tensor, nn
 
+from skvae._products import products
 from skvae._spec import Specification
 from skvae._validation import Interval, StrOptions
 from skvae.networks._layers import (
@@ -24,7 +25,6 @@ from skvae.networks._layers import (
     OUTPUT_GAIN,
     Linear,
     gain,
-    matmul,
     normal_weights,
 )
 
@@ -94,7 +94,7 @@ class SumSkipNetwork(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
         sizes = [layer.weight.shape[-1] for layer in self.layers]
-        skips = matmul(z, self.skip_weight).split(sizes, dim=-1)
+        skips = products(z, self.skip_weight).split(sizes, dim=-1)
         h = self.first(z)
         for layer, skip in zip(self.layers, skips, strict=True):
             h = layer(activate(h)) + skip

@@ -1,0 +1,117 @@
+"""Products by oneDNN against torch's own in double precision."""
+
+import pytest
+import torch
+
+from skvae import _products
+from skvae._products import product, products
+
+ONEDNN = pytest.mark.skipif(
+    _products.KERNEL is None, reason="needs oneDNN and AVX-512 on this processor"
+)
+B, N, M = 6, 5, 4
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Have oneDNN multiply whatever it can, however small; counts its products."""
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return kernel(*args)
+
+    kernel = _products.KERNEL
+    monkeypatch.setattr(_products, "KERNEL", counted)
+    monkeypatch.setattr(_products, "LEAST_WORK", 0)
+    return calls
+
+
+def draw(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layouts():
+    """Ways in which x and the weight may lie in memory."""
+    yield "plain", draw(0, B, N), draw(1, N, M)
+    yield "transposed", draw(0, N, B).t(), draw(1, M, N).t()
+    yield "every other column", draw(0, B, 2 * N)[:, ::2], draw(1, N, 2 * M)[:, ::2]
+    yield "one row for all", draw(0, 1, N).expand(B, N), draw(1, N, M)
+
+
+def derivatives(x, weight, bias, plain):
+    """The product, its gradients, and gradients of a function of the gradients."""
+    dtype = torch.float64 if plain else torch.float32
+    given = [t.detach().to(dtype).requires_grad_() for t in (x, weight, bias)]
+    y = given[0] @ given[1] + given[2] if plain else product(*given)
+    first = torch.autograd.grad(torch.tanh(y).sum(), given, create_graph=True)
+    second = torch.autograd.grad(sum((g**2).sum() for g in first), given)
+    return [t.detach().double() for t in (y, *first, *second)]
+
+
+@ONEDNN
+@pytest.mark.parametrize(("_name", "x", "weight"), list(layouts()))
+def test_values_and_derivatives_are_those_of_the_plain_product(
+    always, _name, x, weight
+):
+    bias = draw(2, M)
+    found = derivatives(x, weight, bias, plain=False)
+    # Forward, two gradients, and what the gradients of gradients need.
+    assert len(always) >= 5
+    for one, other in zip(found, derivatives(x, weight, bias, True), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@ONEDNN
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_each_large_replica_is_multiplied_alone(always, with_bias):
+    x, weight = draw(0, 1, B, N), draw(1, 3, N, M)
+    bias = draw(2, 3, 1, M) if with_bias else None
+    expected = x.double() @ weight.double() + (bias.double() if with_bias else 0.0)
+    torch.testing.assert_close(
+        products(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5
+    )
+    assert len(always) == 3
+
+
+@ONEDNN
+def test_only_what_is_asked_for_is_differentiated(always):
+    x, weight = draw(0, B, N), draw(1, N, M).requires_grad_()
+    y = product(x, weight)
+    torch.autograd.grad(y.sum(), weight)
+    assert len(always) == 2
+
+
+@ONEDNN
+def test_double_precision_is_left_to_torch(always):
+    x, weight, bias = (t.double() for t in (draw(0, B, N), draw(1, N, M), draw(2, M)))
+    assert torch.equal(product(x, weight), x @ weight)
+    assert torch.equal(product(x, weight, bias), torch.addmm(bias, x, weight))
+    assert not always
+
+
+@ONEDNN
+def test_short_numbers_stay_short(always):
+    with torch.autocast("cpu", torch.bfloat16):
+        y = product(draw(0, B, N), draw(1, N, M), draw(2, M))
+    assert y.dtype == torch.bfloat16
+    assert not always
+
+
+@ONEDNN
+def test_small_products_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(_products, "KERNEL", None)
+    small = draw(0, B, N), draw(1, N, M)
+    expected = product(*small)
+    monkeypatch.undo()
+    assert torch.equal(product(*small), expected)
+    monkeypatch.setattr(_products, "KERNEL", lambda *args: pytest.fail("was called"))
+    product(*small)
+
+
+def test_without_onednn_torch_multiplies(monkeypatch):
+    monkeypatch.setattr(_products, "KERNEL", None)
+    monkeypatch.setattr(_products, "LEAST_WORK", 0)
+    x, weight, bias = draw(0, B, N), draw(1, N, M), draw(2, M)
+    assert torch.equal(product(x, weight, bias), torch.addmm(bias, x, weight))
+    assert torch.equal(products(x[None], weight[None]), (x @ weight)[None])
