@@ -37,13 +37,20 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _dense(weight: Tensor) -> Tensor:
+    """`weight`, copied where it has gaps: oneDNN multiplies such with a plain loop."""
+    if weight.is_contiguous() or weight.t().is_contiguous():
+        return weight
+    return weight.contiguous()
+
+
 class _Product(torch.autograd.Function):
     """``x @ weight + bias`` by oneDNN; the bias may be None."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return KERNEL(x, weight.t(), bias, "none", [], "")
+        return KERNEL(x, _dense(weight).t(), bias, "none", [], "")
 
     @staticmethod
     def backward(ctx, gradient):
@@ -69,9 +76,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def products(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same per replica: x ``(R or 1, B, n)``, weight ``(R, n, m)``, bias ``(R, 1, m)``.
+    """The same per replica, for x ``(R or 1, B, n)`` and weight ``(R, n, m)``.
 
-    One replica takes the plain product, and so does each of several large ones.
+    The bias has shape ``(R, 1, m)``. One replica takes the plain product, and so does
+    each of several large ones.
     """
     n_replicas = len(weight)
     if n_replicas == 1:

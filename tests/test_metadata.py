@@ -132,10 +132,10 @@ def test_fit_transform_leaves_u_out(cls, X, u):
 def test_score_is_the_mean_of_score_samples_given_u(cls, X, u):
     vae = known(cls, **SMALL).fit(X, u=u)
     given = vae.score_samples(X, u=u)
-    assert vae.score(X, u=u) == pytest.approx(given.mean(), rel=1e-12)
+    assert vae.score(X, u=u) == pytest.approx(given.mean(), rel=1e-6)
     weight = np.arange(len(X)) % 4
     assert vae.score(X, u, sample_weight=weight) == pytest.approx(
-        np.average(given, weights=weight), rel=1e-12
+        np.average(given, weights=weight), rel=1e-6
     )
 
 
@@ -174,7 +174,7 @@ def test_rows_are_scored_alike_in_any_pieces(covariance, X, u, monkeypatch):
 
 def test_identifiable_vae_without_u_scores_under_its_mixture_prior(X, u):
     vae = IdentifiableVAE(**SMALL).fit(X)
-    assert vae.score(X) == pytest.approx(vae.score_samples(X).mean(), rel=1e-12)
+    assert vae.score(X) == pytest.approx(vae.score_samples(X).mean(), rel=1e-6)
     # Tools pass y whatever the estimator was fitted with.
     assert vae.score(X, u) == vae.score(X)
     assert not hasattr(vae, "u_categories_")
@@ -315,7 +315,7 @@ def test_continuous_u(X, u, make):
     assert not hasattr(vae, "u_categories_")
     assert vae.transform(X, u=same).shape == (len(X), 2)
     assert vae.score(X, u=same) == pytest.approx(
-        vae.score_samples(X, u=same).mean(), rel=1e-12
+        vae.score_samples(X, u=same).mean(), rel=1e-6
     )
     # One row alone is encoded as it is among the others.
     alone = same[:1] if not hasattr(same, "iloc") else same.iloc[:1]

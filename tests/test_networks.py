@@ -14,7 +14,7 @@ from skvae.networks import (
     InjectiveFlow,
     Skip,
 )
-from skvae.networks._convex import CONVEX, ConvexGradient
+from skvae.networks._convex import CONVEX, ConvexGradient, _Positive
 from skvae.networks._layers import ACTIVATIONS, Linear
 
 N_IN, N_OUT = 2, 5
@@ -206,7 +206,7 @@ def half_square(activation):
 def potential(module, x):
     """F(x) written from its definition: an input-convex network plus a quadratic."""
     rho = half_square(module.activation)
-    a, b = module.directions[:, : x.shape[-1]], module.thresholds
+    a, b = module.live, module.thresholds
     width = module.width
     levels = (x @ a + b).split(width, dim=-1)
     value = rho(levels[0])
@@ -219,6 +219,13 @@ def potential(module, x):
     quadratic = 0.5 * strength * x.square().sum(-1, keepdim=True)
     terms = (path * value).sum(-1, keepdim=True) + quadratic
     return terms + (live * x).sum(-1, keepdim=True)
+
+
+def test_positive_weights_and_their_derivatives_are_those_of_softplus():
+    t = torch.linspace(-30.0, 30.0, 21, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(_Positive.apply(t), softplus(t))
+    assert torch.autograd.gradcheck(_Positive.apply, t)
+    assert torch.autograd.gradgradcheck(_Positive.apply, t)
 
 
 def convex(n=3, n_live=None, depth=1, activation="softplus", seeds=(0, 1)):
@@ -274,7 +281,10 @@ def test_gradient_is_strongly_monotone(activation, depth):
 def test_zero_padded_map_equals_the_full_map_on_padded_input(activation, depth):
     padded = convex(5, 2, depth, activation)
     full = convex(5, 5, depth, activation)
-    full.load_state_dict(padded.state_dict())
+    state = padded.state_dict()
+    state["live"] = torch.cat([state["live"], state["further"]], dim=1)
+    state["further"] = state["further"][:, :0]
+    full.load_state_dict(state)
     full.path_scale = padded.path_scale
     x = draw(1, 2, 20, 2)
     wide = torch.cat([x, torch.zeros(2, 20, 3).double()], dim=-1)

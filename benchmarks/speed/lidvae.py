@@ -40,7 +40,7 @@ class ConvexPotential(nn.Module):
             return nn.Parameter(parameter.detach()[0].clone())
 
         self.excess = own(closed.strength.excess)
-        self.directions = own(closed.directions)
+        self.directions = own(torch.cat([closed.live, closed.further], dim=1))
         self.thresholds, self.constant = own(closed.thresholds), own(closed.constant)
         self.mixing = nn.ParameterList(map(own, closed.mixing))
         self.path = own(closed.path)
@@ -72,7 +72,7 @@ class DoubleBackward(nn.Module):
         super().__init__()
         self.first = ConvexPotential(closed.first)
         self.second = ConvexPotential(closed.second)
-        self.n_padding = closed.second.directions.shape[1] - closed.second.n_live
+        self.n_padding = closed.second.further.shape[1]
 
     def forward(self, z):
         return self.second(pad(self.first(z), (0, self.n_padding)))

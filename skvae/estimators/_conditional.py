@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from sklearn.callback import with_callbacks
 from sklearn.utils.metadata_routing import UNUSED

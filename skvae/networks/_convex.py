@@ -51,6 +51,20 @@ CONVEX = {
 }
 
 
+class _Positive(torch.autograd.Function):
+    """Softplus, with a derivative that is cheaper than torch's on large weights."""
+
+    @staticmethod
+    def forward(ctx, t):
+        ctx.save_for_backward(t)
+        return softplus(t)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (t,) = ctx.saved_tensors
+        return torch.sigmoid(t) * gradient
+
+
 def inverse_softplus(value: float) -> float:
     """The argument at which softplus equals `value` > 0."""
     return math.log(math.expm1(value))
@@ -83,8 +97,14 @@ class ConvexGradient(nn.Module):
         n_replicas = len(generators)
         self.n_live, self.width, self.activation = n_live, width, activation
         self.strength = StrongConvexity(n_replicas, floor, start)
-        self.directions = normal_weights(
+        directions = normal_weights(
             generators, n, depth * width, std=1.0 / math.sqrt(n_live)
+        ).detach()
+        # Apart, because only the first are read on the way in: the gradient of a
+        # part of a tensor is a whole one.
+        self.live, self.further = (
+            nn.Parameter(part.clone())
+            for part in directions.split([n_live, n - n_live], dim=1)
         )
         self.thresholds = normal_weights(generators, 1, depth * width, std=0.5)
         self.constant = zeros(generators, 1, n)
@@ -98,9 +118,8 @@ class ConvexGradient(nn.Module):
         self.path_scale = n_live / width
 
     def forward(self, x: Tensor) -> Tensor:
-        live = self.directions[:, : self.n_live]
-        parts = products(x, live, self.thresholds).split(self.width, dim=-1)
-        weights = [softplus(mixing) / self.width for mixing in self.mixing]
+        parts = products(x, self.live, self.thresholds).split(self.width, dim=-1)
+        weights = [_Positive.apply(mixing) / self.width for mixing in self.mixing]
         phi = CONVEX[self.activation]
         levels = [parts[0]]
         for number, (part, weight) in enumerate(zip(parts[1:], weights, strict=True)):
@@ -116,12 +135,13 @@ class ConvexGradient(nn.Module):
             delta = products(delta, weights[number].transpose(1, 2)) * slope(number)
             deltas.insert(0, delta)
         stacked = deltas[0] if len(deltas) == 1 else torch.cat(deltas, dim=-1)
-        gradient = products(stacked, self.directions.transpose(1, 2), self.constant)
-        pull = self.strength() * x
-        if self.n_live == gradient.shape[-1]:
-            return gradient + pull
-        gradient[..., : self.n_live] += pull
-        return gradient
+        own, other = self.constant.split([self.n_live, self.further.shape[1]], dim=-1)
+        gradient = products(stacked, self.live.transpose(1, 2), own)
+        gradient = gradient + self.strength() * x
+        if not len(self.further[0]):
+            return gradient
+        further = products(stacked, self.further.transpose(1, 2), other)
+        return torch.cat([gradient, further], dim=-1)
 
 
 def require_injective_sizes(name: str, n_in: int, n_out: int) -> None:
