@@ -11,6 +11,7 @@ import torch
 from _measure import Study, Target, timed
 
 from skvae import VAE
+from skvae._products import KERNEL, product
 
 BATCHES = 128, 512
 ROWS, HELD_OUT, EPOCHS = 12_800, 1280, 2
@@ -18,9 +19,15 @@ OURS = "skvae.VAE"
 LOADER = "DataLoader, default Adam"
 INDEXED = "indexed batches, fused Adam"
 PRODUCTS = "matrix products alone"
+ONEDNN_PRODUCTS = "matrix products alone, by oneDNN"
 
 
-def products(sizes, n_steps, repeats=1):
+def by_onednn(x, weight, out):
+    """As skvae multiplies, into memory of its own."""
+    return product(x, weight)
+
+
+def products(sizes, n_steps, repeats=1, multiply=torch.mm):
     """A contestant: all matrix products of a step, their memory at hand.
 
     Forward, the gradients of all weights, and of all activations; nothing needs the
@@ -51,11 +58,11 @@ def products(sizes, n_steps, repeats=1):
 
     def step():
         for layer in layers:
-            torch.mm(layer["x"], layer["weight"], out=layer["y"])
+            multiply(layer["x"], layer["weight"], out=layer["y"])
         for number, layer in enumerate(reversed(layers), 1):
-            torch.mm(layer["x"].t(), layer["slope"], out=layer["weight_slope"])
+            multiply(layer["x"].t(), layer["slope"], out=layer["weight_slope"])
             if number < len(layers):
-                torch.mm(layer["slope"], layer["weight"].t(), out=layer["x_slope"])
+                multiply(layer["slope"], layer["weight"].t(), out=layer["x_slope"])
 
     def run():
         started = time.perf_counter()
@@ -92,6 +99,8 @@ def measure(configuration, options):
         INDEXED: _peers.plain(X, held_out, sizes, epochs, indexed=True, fused=True),
         PRODUCTS: products(sizes, n_steps),
     }
+    if KERNEL is not None:
+        contestants[ONEDNN_PRODUCTS] = products(sizes, n_steps, multiply=by_onednn)
     if _peers.has_pythae():
         contestants["pythae"] = _peers.pythae(X, held_out, sizes, epochs)
     question = f"batch {sizes.batch_size}"
@@ -131,6 +140,7 @@ STUDY = Study(
             (LOADER, 1.65),
             (INDEXED, None),
             (PRODUCTS, 0.7),
+            (ONEDNN_PRODUCTS, None),
         )
     ),
     threads=(1, 2),
