@@ -25,6 +25,8 @@ LEAST_STEPS = 100
 # Numbers that the intermediate results may take together: beyond, the arithmetic and
 # the caches decide, and a list of operations saves nothing.
 LARGEST = 1 << 22
+# Numbers that are rather copied to where they are read than their readers told.
+LEAST_MOVED = 1 << 14
 
 
 class NotReplayableError(Exception):
@@ -94,8 +96,23 @@ def copying(function, memory: list[Tensor]):
     return call
 
 
-def replayable_call(function, args, kwargs, result):
-    """An operation as ``(callable, args, kwargs)``; None for a view, which stays."""
+def moving(function, memory: list[Tensor]):
+    """`function`, the tensors `memory` moved to where its one result is."""
+    layouts = [(t, t.storage_offset(), t.size(), t.stride()) for t in memory]
+
+    def call(*args, **kwargs):
+        storage = function(*args, **kwargs).untyped_storage()
+        for tensor, *layout in layouts:
+            tensor.set_(storage, *layout)
+
+    return call
+
+
+def replayable_call(function, args, kwargs, result, sharing):
+    """An operation as ``(callable, args, kwargs)``; None for a view, which stays.
+
+    `sharing` are all tensors of the tape by the address of their memory.
+    """
     if function._schema.is_mutable:
         return function._op, args, kwargs
     results = tensors(result)
@@ -106,6 +123,9 @@ def replayable_call(function, args, kwargs, result):
         return None
     variant = variant_with_out(function)
     if variant is None:
+        if isinstance(result, Tensor) and result.numel() >= LEAST_MOVED:
+            memory = sharing[result.untyped_storage().data_ptr()]
+            return moving(function._op, memory), args, kwargs
         return copying(function._op, results), args, kwargs
     call, out = variant
     return call, args, {**kwargs, out: result}
@@ -117,10 +137,13 @@ class Tape:
     def __init__(self, step):
         with Recorder() as recorder:
             self.terms = step()
-        storages = {}
+        storages, sharing = {}, {}
+        known = tensors((recorder.operations, self.terms))
+        for t in {id(t): t for t in known}.values():
+            sharing.setdefault(t.untyped_storage().data_ptr(), []).append(t)
         self.calls = []
         for function, args, kwargs, result in recorder.operations:
-            call = replayable_call(function, args, kwargs, result)
+            call = replayable_call(function, args, kwargs, result, sharing)
             if call is None:
                 continue
             self.calls.append(call)
