@@ -45,7 +45,8 @@ def linear_probe(*, regression=False, max_iter=1000):
     -----
     Standardising makes the L2 penalty treat latents alike. It also blows up a
     collapsed latent, whose posterior mean hardly varies: a probe then reads what the
-    decoder ignores.
+    decoder ignores. ``probe.set_params(standardscaler="passthrough")`` leaves latents
+    in the units of their prior, as published probes do.
 
     Examples
     --------
