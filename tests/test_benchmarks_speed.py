@@ -174,6 +174,14 @@ def test_the_bound_of_a_useless_model(script):
     assert script("_peers").bound(prior, coin, X) == pytest.approx(-16 * np.log(2.0))
 
 
+def test_durations_keep_one_unit(script):
+    durations = script("_measure").durations
+    assert durations([0.9, 0.5, 1.2]) == "900 ms (500 to 1200)"
+    assert durations([2e-6]) == "2 us"
+    assert durations([12.5, 1234.5, 1.0]) == "12.5 s (1 to 1234)"
+    assert durations([]) == "never"
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_double_backward_is_the_same_map(script, depth):
     sizes = script("_peers").Sizes(n_features=20, width=12, n_latents=3)

@@ -110,6 +110,22 @@ def test_replayed_training_is_training(name, replays, monkeypatch):
     assert same(replayed, plain, X)
 
 
+@pytest.mark.filterwarnings("ignore:max_iter=15 was reached")
+@pytest.mark.parametrize("least", [0, 10**9], ids=["moved", "copied"])
+@pytest.mark.parametrize("name", ["skips", "Brenier", "full covariance", "MixtureVAE"])
+def test_results_without_memory_of_their_own_reach_their_readers(
+    name, least, replays, monkeypatch
+):
+    """As if no operation could write into given memory."""
+    monkeypatch.setattr(_replay, "variant_with_out", lambda function: None)
+    monkeypatch.setattr(_replay, "LEAST_MOVED", least)
+    estimator, X, params = CASES[name]
+    replayed = fitted(estimator, X, **params)
+    assert replays[0] > 0.6 * 8 * 15
+    monkeypatch.setattr(_replay, "LEAST_STEPS", 10**9)
+    assert same(replayed, fitted(estimator, X, **params), X)
+
+
 OBJECTIVES = {
     "ELBO": ELBO(warm_up=0.5),
     "free bits": ELBO(warm_up=0.5, free_bits=0.1),

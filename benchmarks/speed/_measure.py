@@ -298,7 +298,8 @@ def durations(seconds: list[float]) -> str:
     )
 
     def shown(value):
-        return f"{factor * value:.3g}" if factor * value < 1000 else f"{value:.0f}"
+        value = factor * value
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
     text = f"{shown(middle)} {unit}"
     if len(seconds) > 1:
