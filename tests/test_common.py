@@ -404,6 +404,11 @@ def test_rows_do_not_depend_on_their_chunk(estimator, X, y, monkeypatch):
     assert estimator.score(X, y) == pytest.approx(mean_score, rel=1e-5)
 
 
+def test_score_does_not_depend_on_the_precision_of_x(estimator, X, y):
+    estimator.fit(X, y)
+    assert estimator.score(X, y) == estimator.score(X.astype(np.float32), y)
+
+
 # ------------------------------------------------------------------- saving, copying
 
 
