@@ -24,6 +24,9 @@ from skvae._validation import Interval, StrOptions
 # Decides the noise of refinement outside training: the same for all rows and models.
 NOISE_SEED = 0
 
+# Sequences whose posteriors are refined at once, outside training.
+REFINED_ROWS = 64
+
 # Rows of a batch, and batches, that the mutual information is estimated from.
 INFORMATION_ROWS = 256
 INFORMATION_BATCHES = 4
@@ -253,7 +256,23 @@ class SemiAmortized(Amortized):
                 NOISE_SEED, 2 * self.n_pairs(), model.n_latents, encoded.loc
             )
             noise = mirrored_signs(draws[: self.n_pairs()])
-            return self.refine(model, x, u, encoded, noise)
+            lengths = model.lengths(x.flatten(0, 1))
+            if lengths is None:
+                return self.refine(model, x, u, encoded, noise)
+
+            def refined(rows):
+                own = None if u is None else u[:, rows]
+                start = encoded.on_rows(lambda field: field[:, rows])
+                return self.refine(model, x[:, rows], own, start, noise)
+
+            # Rows of like length together: little padding, and short graphs.
+            order = lengths.view(len(x), -1).amax(0).argsort(stable=True)
+            parts = [refined(rows) for rows in order.split(REFINED_ROWS)]
+            back = order.argsort()
+            fields = (
+                torch.cat(pieces, 1)[:, back] for pieces in zip(*parts, strict=True)
+            )
+            return type(encoded)(*fields)
 
     def n_pairs(self) -> int:
         """Draws that the steps need, each serving two of them."""
