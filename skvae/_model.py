@@ -46,11 +46,13 @@ class Frame(nn.Module):
         rows = max(1, min(rows, MEASURED // x.shape[1]))
         total = weight.double().sum()
         sums = [0.0, 0.0, 0.0]
+        # The square of a binary feature that is drawn from x has the mean x.
+        drawn = getattr(likelihood, "resample", False)
         for chunk, w in zip(x.split(rows), weight.split(rows), strict=True):
             w = w.double().unsqueeze(-1)
             chunk = chunk.to(weight.device, torch.float64)
             features = likelihood.features(chunk)
-            parts = (chunk, features, features.square())
+            parts = (chunk, features, chunk if drawn else features.square())
             sums = [s + (w * part).sum(0) for s, part in zip(sums, parts, strict=True)]
         mean, centre, square = (s / total for s in sums)
         variance = (square - centre.square()).clamp_min(0.0).mean()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -124,6 +124,21 @@ class State:
         noise = standard_normal(self.draws.noise, *shape, dtype=self.data.weight.dtype)
         return noise if self.share is None else noise[:, self.share.rows]
 
+    def resampled(self, batch: Batch, active: Sequence[bool]) -> Batch:
+        """The batch, with binary features drawn anew where the likelihood asks."""
+        likelihood = getattr(self.model, "likelihood", None)
+        if not getattr(likelihood, "resample", False):
+            return batch
+        share, x = batch.share, batch.x
+        n_rows = x.shape[1] if share is None else share.n_rows
+        uniform = x.new_zeros(len(x), n_rows, *x.shape[2:])
+        for own, source, runs in zip(uniform, self.draws.noise, active, strict=True):
+            if runs:
+                own.uniform_(generator=source)
+        if share is not None:
+            uniform = uniform[:, share.rows]
+        return batch._replace(x=(uniform < x).to(x.dtype))
+
     def passed(self, marks: tuple[float, ...]) -> bool:
         """Whether training went past one of these fractions in the last epoch."""
         if self.settings.progress is not None:
@@ -165,7 +180,8 @@ class State:
             else:
                 rows.append(torch.arange(size))
                 noise.append(torch.zeros(shape, dtype=dtype, device=device))
-        return cut(self.data, torch.stack(rows).to(device), torch.stack(noise))
+        batch = cut(self.data, torch.stack(rows).to(device), torch.stack(noise))
+        return self.resampled(batch, active)
 
 
 @torch.no_grad()
@@ -252,10 +268,12 @@ class Training:
         self.optimizer.norm_sum.zero_()
         sizes = settings.batch_size, self.model.n_latents, self.objective.n_draws
         parts = batches(self.data, self.draws, *sizes, self.lengths, self.ranks)
+        everyone = [True] * self.model.n_replicas
         for k, batch in enumerate(parts):
             if settings.progress is None:
                 state.progress = (number + k / n_batches) / settings.max_epochs
             share = state.share = self.optimizer.share = batch.share
+            batch = state.resampled(batch, everyone)
             terms = self.step(batch)
             with torch.no_grad():
                 total = (torch.stack(terms) * batch.weight).sum(-1)

@@ -191,24 +191,48 @@ class _BernoulliLogProb(torch.autograd.Function):
 class Bernoulli(Specification):
     """Bernoulli likelihood, for binary features and for grey levels in [0, 1].
 
+    Parameters
+    ----------
+    resample : bool, default=False
+        Whether training reads X as probabilities and draws binary features from them
+        anew in every step ("dynamic binarisation" of images): there is more to see,
+        and less to learn by heart. Outside training X is taken as it is, so draw the
+        features of the rows that are scored.
+
     Notes
     -----
     log p(x|z) = sum_j x_j log p_j + (1 - x_j) log(1 - p_j). For x strictly between 0
     and 1 this is the usual cross-entropy and not the log of a density: such values
     compare with each other, not with those of other likelihoods.
+
+    Examples
+    --------
+    >>> from skvae import VAE
+    >>> from skvae.likelihoods import Bernoulli
+    >>> VAE(likelihood=Bernoulli(resample=True))
+    VAE(likelihood=Bernoulli(resample=True))
     """
 
     domain = "unit interval"
 
     family = "likelihood"
+    _parameter_constraints: dict = {"resample": ["boolean"]}
+
+    def __init__(self, resample=False):
+        self.resample = resample
 
     def build(self, n_features: int, n_replicas: int):
         """Make the module."""
-        return BernoulliModule()
+        self._validate_params()
+        return BernoulliModule(self.resample)
 
 
 class BernoulliModule(_LikelihoodModule):
-    """Outputs are logits."""
+    """Outputs are logits. With `resample`, training draws x from what it is given."""
+
+    def __init__(self, resample: bool = False):
+        super().__init__()
+        self.resample = resample
 
     def start(self, mean: Tensor) -> Tensor:
         return torch.logit(mean, eps=1e-3)

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from skvae import LIDVAE, TCL, VAE, MixtureVAE, SequenceVAE, iVAE
 from skvae._distributed import ALONE, Ranks
 from skvae.inference import Lagging, SemiAmortized
-from skvae.likelihoods import Gaussian
+from skvae.likelihoods import Bernoulli, Gaussian
 from skvae.model_selection import BatchedGridSearchCV
 from skvae.objectives import ELBO, IWAE, TotalCorrelation
 
@@ -72,6 +72,9 @@ SAME = {
     "warm-up": lambda: fit(VAE(2, beta=2.0, objective=ELBO(warm_up=0.5), **SMALL)),
     "many draws": lambda: fit(VAE(2, objective=IWAE(n_draws=3), **SMALL)),
     "refined": lambda: fit(VAE(2, inference=SemiAmortized(n_steps=2), **SMALL)),
+    "drawn anew": lambda: VAE(2, likelihood=Bernoulli(resample=True), **SMALL).fit(
+        data().clip(0, 1)
+    ),
     "mixture": lambda: fit(MixtureVAE(2, n_mixtures=3, **SMALL)),
     "injective": lambda: fit(LIDVAE(2, **SMALL)),
     "auxiliary": lambda: fit(iVAE(2, **SMALL), u=segments()),

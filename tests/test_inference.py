@@ -618,11 +618,20 @@ def test_a_collapsed_encoder_says_nothing():
 
 
 @pytest.mark.parametrize("procedure", PROCEDURES, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("objective", [ELBO(warm_up=0.3), IWAE(2)])
-def test_replicas_together_equal_replicas_alone(procedure, objective, small_X):
-    vae = VAE(2, inference=procedure, objective=objective, **FAST)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": ELBO(warm_up=0.3)},
+        {"objective": IWAE(2)},
+        {"likelihood": Bernoulli(resample=True)},
+    ],
+    ids=lambda options: repr([*options.values()]),
+)
+def test_replicas_together_equal_replicas_alone(procedure, options, small_X):
+    vae = VAE(2, inference=procedure, **options, **FAST)
     parts, (_, seeds) = vae._parts(False), draw_seeds(np.random.RandomState(3), 3)
-    data = to_data(small_X, None, np.ones(60), "cpu")
+    X = small_X.clip(0, 1) if "likelihood" in options else small_X
+    data = to_data(X, None, np.ones(60), "cpu")
 
     def run(seeds):
         model = build_model(parts, 2, 6, Auxiliary(), seeds)

@@ -1,12 +1,18 @@
 """Likelihoods against scipy.stats, numerical gradients and their own samples."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.base import clone
 
+from skvae import VAE, MixtureVAE
+from skvae._batches import Batch, Data
+from skvae._random import Seeds, streams
+from skvae._training import SCHEDULES, Settings, State
 from skvae.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -174,6 +180,70 @@ def test_bernoulli_of_grey_levels_is_the_cross_entropy():
     p = 1.0 / (1.0 + np.exp(-out))
     expected = (x * np.log(p) + (1 - x) * np.log1p(-p)).sum(-1)
     np.testing.assert_allclose(module.log_prob(tensor(x), tensor(out)), expected)
+
+
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+def test_features_are_drawn_anew_in_every_step():
+    """Fixed draws of fair coins can be learned by heart, fresh ones cannot."""
+    n_rows, n_features = 8, 20
+    grey = 0.49 + 0.02 * rng().uniform(size=(n_rows, n_features))
+    fixed = (rng().uniform(size=grey.shape) < grey).astype(float)
+    vae = VAE(2, width=32, max_iter=400, learning_rate=0.01, random_state=0)
+
+    def last_bound(likelihood, X):
+        history = clone(vae).set_params(likelihood=likelihood).fit(X).history_
+        return np.mean(history["bound"][-50:])
+
+    entropy = n_features * math.log(2.0)
+    assert last_bound(Bernoulli(), fixed) > -0.7 * entropy
+    fresh = last_bound(Bernoulli(resample=True), grey)
+    assert fresh == pytest.approx(-entropy, rel=0.01)
+    # Where x leaves no choice there is nothing to draw.
+    assert last_bound(Bernoulli(resample=True), fixed) > -0.7 * entropy
+
+
+@pytest.mark.filterwarnings("ignore::skvae.PosteriorCollapseWarning")
+@pytest.mark.parametrize("estimator", [VAE(2), MixtureVAE(2, n_mixtures=2)])
+def test_fits_are_summarised_on_drawn_features(estimator):
+    """Posteriors of grey rows are those of an average picture, not of pictures."""
+    n_rows = 3000
+    y = rng().integers(2, size=(n_rows, 1))
+    grey = np.where(y, 0.8, 0.2) + 0.01 * rng().uniform(size=(n_rows, 12))
+    estimator = clone(estimator).set_params(
+        likelihood=Bernoulli(resample=True),
+        max_iter=15,
+        learning_rate=0.01,
+        random_state=0,
+    )
+    estimator.fit(grey)
+    kl = estimator.kl_per_component_.sum()
+    if hasattr(estimator, "kl_continuous_"):
+        kl = estimator.kl_continuous_ + estimator.kl_discrete_
+    assert kl == pytest.approx(estimator.history_["kl"][-1], rel=0.1)
+    fresh = (np.random.default_rng(1).uniform(size=grey.shape) < grey).astype(float)
+    expected = estimator.best_bound_, estimator.score(fresh)
+    assert expected[0] == pytest.approx(expected[1], abs=0.1)
+    assert estimator.score(grey) < min(expected) - 0.1
+
+
+def test_drawn_features_follow_x():
+    x = torch.tensor([[0.0, 0.2, 0.7, 1.0]]).repeat(5000, 1)
+    data = Data(x, None, torch.ones(len(x)))
+    model = SimpleNamespace(
+        likelihood=Bernoulli(resample=True).build(4, 2), n_replicas=2, n_latents=1
+    )
+    state = State(model, None, None, Settings(1, 5000, 0.1, SCHEDULES["constant"]))
+    state.data, state.draws = data, streams([Seeds(0, 1, 2), Seeds(3, 4, 5)], "cpu")
+    batch = Batch(x.repeat(2, 1, 1), None, None, None)
+    first, second = (state.resampled(batch, [True, True]).x for _ in range(2))
+    assert set(first.unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+    torch.testing.assert_close(first.mean(1), x[:2], atol=0.03, rtol=0)
+    # An idle replica's stream stands still.
+    before = state.draws.noise[1].get_state()
+    state.resampled(batch, [True, False])
+    assert torch.equal(state.draws.noise[1].get_state(), before)
 
 
 @LAWS

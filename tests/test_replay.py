@@ -21,6 +21,7 @@ from skvae import (
 from skvae._replay import NotReplayableError, Tape, variant_with_out
 from skvae._training import Training
 from skvae.inference import Amortized, Lagging, SemiAmortized
+from skvae.likelihoods import Bernoulli
 from skvae.networks import MLP
 from skvae.networks._layers import DenseNetwork
 from skvae.objectives import ELBO, IWAE, TotalCorrelation
@@ -66,6 +67,11 @@ CASES = {
     "weighted": (VAE(3, **SHARED), X, {"sample_weight": RNG.random(len(X)) + 0.5}),
     "restarts": (VAE(3, n_init=3, **SHARED), X, {}),
     "Bernoulli": (VAE(3, likelihood="bernoulli", **SHARED), (X > 0) * 1.0, {}),
+    "drawn anew": (
+        VAE(3, likelihood=Bernoulli(resample=True), **SHARED),
+        X.clip(0, 1),
+        {},
+    ),
     "Poisson": (VAE(3, likelihood="poisson", **SHARED), COUNTS, {}),
     "overdispersed": (VAE(3, likelihood="negative_binomial", **SHARED), COUNTS, {}),
     "skips": (SkipVAE(3, **SHARED), X, {}),

@@ -246,6 +246,17 @@ def largest_variance(data):
     return value / rows.n_rows
 
 
+def drawn(model, data):
+    """The data as training sees them, drawn once where it draws binary features."""
+    likelihood = getattr(model, "likelihood", None)
+    if not getattr(likelihood, "resample", False):
+        return data
+    data = data.gathered()
+    stream = generator(0, data.x.device)
+    uniform = torch.rand(data.x.shape, generator=stream, device=data.x.device)
+    return data._replace(x=(uniform < data.x).to(torch.uint8))
+
+
 @torch.no_grad()
 def summarise(model, inference, data, seeds):
     """Posterior means ``(R, n, d)`` and weighted mean KL per component ``(R, d)``."""

@@ -13,7 +13,7 @@ from skvae._random import generator, shared_noise
 from skvae._spec import resolve
 from skvae._validation import Interval, StrOptions, check_is_fitted
 from skvae.estimators._base import BaseVAE
-from skvae.estimators._fitting import subset
+from skvae.estimators._fitting import drawn, subset
 from skvae.posteriors import EncoderPosterior, EnumeratedPosterior
 from skvae.priors import GaussianMixture
 
@@ -81,7 +81,7 @@ class BaseMixtureVAE(ClusterMixin, BaseVAE):
         noise = self._membership_noise(module, run.score_seed)
         # Rows have draws of their own here, so that errors of the KL average out.
         stream = generator(run.score_seed)
-        data = subset(run.data).gathered()
+        data = drawn(module, subset(run.data).gathered())
         data = data._replace(x=data.x.cpu(), weight=data.weight.cpu())
         shares, kl = [], []
         for x, _, _ in chunks(data, self._membership_rows(module)):

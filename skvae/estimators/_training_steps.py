@@ -22,6 +22,7 @@ from skvae._validation import (
 from skvae.estimators._fitting import (
     build_model,
     draw_seeds,
+    drawn,
     history_columns,
     largest_variance,
     prepare,
@@ -127,6 +128,7 @@ class TrainingSteps:
                 training, validation = split(
                     data, self.validation_fraction, seeds[0].shuffle
                 )
+                validation = drawn(model, validation)
             inference = parts.inference.build()
             run = Run(model, inference, data, seeds, score_seed)
             task = {
@@ -154,6 +156,7 @@ class TrainingSteps:
                 validation=validation,
             )
             judged = subset(data if validation is None else validation)
+            judged = drawn(model, judged)
             bounds = bound(model, inference, judged, seeds).tolist()
             best = int(np.argmax(bounds))
             state = self._fitted_state(run, best)
@@ -219,7 +222,8 @@ class TrainingSteps:
     def _fitted_state(self, run, best):
         """All attributes that make `self` ready to transform, from a trained model."""
         model = run.model
-        means, kl = summarise(model, run.inference, subset(run.data), run.seeds)
+        rows = drawn(model, subset(run.data))
+        means, kl = summarise(model, run.inference, rows, run.seeds)
         order = np.argsort(-kl[best], kind="stable")
         ranked = kl[best][order]
         module = model.select(best).to("cpu")
