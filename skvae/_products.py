@@ -44,6 +44,17 @@ def _dense(weight: Tensor) -> Tensor:
     return weight.contiguous()
 
 
+def _asked(node) -> bool:
+    """Whether autograd is after what lies behind this node; it cannot tell for leaves.
+
+    It spares its own operations what nobody asked for, as the gradients of the
+    decoder's weights where the encoder alone takes a step, but not those of Python.
+    """
+    if node is None or hasattr(node, "variable"):
+        return node is not None
+    return torch._C._will_engine_execute_node(node)
+
+
 class _Product(torch.autograd.Function):
     """``x @ weight + bias`` by oneDNN; the bias may be None."""
 
@@ -55,11 +66,12 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
+        # A missing bias has no node.
+        for_x, for_weight, *for_bias = (_asked(n) for n, _ in ctx.next_functions)
         return (
             product(gradient, weight.t()) if for_x else None,
             product(x.t(), gradient) if for_weight else None,
-            gradient.sum(0) if for_bias else None,
+            gradient.sum(0) if any(for_bias) else None,
         )
 
 

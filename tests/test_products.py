@@ -85,6 +85,28 @@ def test_only_what_is_asked_for_is_differentiated(always):
 
 
 @ONEDNN
+def test_gradients_that_nobody_asked_for_are_not_computed(always):
+    """Weights are views of parameters, and codes come from other operations."""
+    x, weight, bias = (
+        t.requires_grad_() for t in (draw(0, 1, B, N), draw(1, 1, N, M), draw(2, 1, M))
+    )
+    given = x, weight, bias
+
+    def found(*chosen):
+        y = product(*(t.squeeze(0) for t in given))
+        before = len(always)
+        gradients = torch.autograd.grad(torch.tanh(y).sum(), chosen)
+        return gradients, len(always) - before
+
+    everything, n_products = found(*given)
+    assert n_products == 2
+    for k, n_expected in enumerate((1, 1, 0)):
+        (gradient,), n_products = found(given[k])
+        assert n_products == n_expected
+        assert torch.equal(gradient, everything[k])
+
+
+@ONEDNN
 def test_double_precision_is_left_to_torch(always):
     x, weight, bias = (t.double() for t in (draw(0, B, N), draw(1, N, M), draw(2, M)))
     assert torch.equal(product(x, weight), x @ weight)
