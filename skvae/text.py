@@ -69,6 +69,10 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         How the unknown token is written. Where it occurs in a document, it is one.
     handle_unknown : {"error", "keep"}, default="error"
         What to do with a document of unknown words alone.
+    dtype : {"int64", "float32"}, default="int64"
+        Of the matrix. Estimators transform and score whole numbers in double
+        precision; "float32" has them take single precision, as training does, which
+        is several times as fast.
 
     Attributes
     ----------
@@ -105,6 +109,7 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         "token_pattern": [str],
         "unknown_token": [str],
         "handle_unknown": [StrOptions({"error", "keep"})],
+        "dtype": [StrOptions({"int64", "float32"})],
     }
 
     def __init__(
@@ -117,6 +122,7 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         token_pattern=r"\w+(?:['-]\w+)*|[^\w\s]",
         unknown_token="<unk>",
         handle_unknown="error",
+        dtype="int64",
     ):
         self.min_count = min_count
         self.max_vocabulary = max_vocabulary
@@ -125,6 +131,7 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         self.token_pattern = token_pattern
         self.unknown_token = unknown_token
         self.handle_unknown = handle_unknown
+        self.dtype = dtype
 
     def fit(self, X, y=None):
         """Learn the vocabulary.
@@ -156,7 +163,7 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
         Returns
         -------
-        X : ndarray of shape (n_samples, max_length) and dtype int64
+        X : ndarray of shape (n_samples, max_length) and dtype `dtype`
             Token matrix.
         """
         self._validate_params()
@@ -190,7 +197,7 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
         Returns
         -------
-        X : ndarray of shape (n_samples, max_length) and dtype int64
+        X : ndarray of shape (n_samples, max_length) and dtype `dtype`
             Token matrix.
         """
         check_is_fitted(self)
@@ -273,7 +280,7 @@ class Tokenizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     def _numbers(self, documents):
         """Token matrix; ValueError naming a document without a known word."""
-        matrix = np.full((len(documents), self.max_length_), PADDING)
+        matrix = np.full((len(documents), self.max_length_), PADDING, dtype=self.dtype)
         for row, words in enumerate(documents):
             numbers = [self.vocabulary_.get(word, UNKNOWN) for word in words]
             if self.handle_unknown == "error" and max(numbers) == UNKNOWN:

@@ -400,7 +400,7 @@ def test_a_model_of_documents_reads_text(model):
     loaded = skvae.load(path)
     parameters = {"width": 8, "embedding_size": 8, "max_iter": 3, "random_state": 0}
     expected = make_pipeline(
-        skvae.Tokenizer(), skvae.SkipSequenceVAE(3, **parameters)
+        skvae.Tokenizer(dtype="float32"), skvae.SkipSequenceVAE(3, **parameters)
     ).fit(texts)
     np.testing.assert_array_equal(loaded.transform(texts), expected.transform(texts))
 

@@ -38,6 +38,16 @@ def test_text_comes_back():
     )
 
 
+@pytest.mark.parametrize("dtype", ["int64", "float32"])
+def test_the_matrix_has_the_dtype_asked_for(dtype):
+    texts = ["the cat sat", "the dog"]
+    tokenizer = Tokenizer(dtype=dtype)
+    X = tokenizer.fit_transform(texts)
+    assert X.dtype == tokenizer.transform(texts).dtype == dtype
+    np.testing.assert_array_equal(X, Tokenizer().fit_transform(texts))
+    assert tokenizer.inverse_transform(X) == texts
+
+
 def test_words_and_punctuation_are_tokens():
     tokens = Tokenizer().fit(TEXTS).vocabulary_
     assert {"don't", ",", ".", "!"} <= tokens.keys()

@@ -95,7 +95,7 @@ def tokenizer_of(train, notes):
         # The corpus was split by others: its own marks hold.
         options |= {"token_pattern": r"\S+", "unknown_token": unknown}
         notes.append(f"Split at white space, because the text holds {unknown}.")
-    tokenizer = skvae.Tokenizer(handle_unknown="keep", **options)
+    tokenizer = skvae.Tokenizer(handle_unknown="keep", dtype="float32", **options)
     X = tokenizer.fit_transform(train)
     if X.shape[1] > LONGEST:
         n = int((X[:, LONGEST] > 0).sum())

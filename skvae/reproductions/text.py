@@ -100,6 +100,7 @@ def documents(name: str, data_dir: str | None):
         token_pattern=r"\S+",
         unknown_token=corpus.unknown,
         handle_unknown="keep",
+        dtype="float32",
     )
     X, X_test = tokenizer.fit_transform(texts), tokenizer.transform(test_texts)
     return X, y, X_test, y_test, len(tokenizer.tokens_)
