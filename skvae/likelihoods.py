@@ -196,8 +196,9 @@ class Bernoulli(Specification):
     resample : bool, default=False
         Whether training reads X as probabilities and draws binary features from them
         anew in every step ("dynamic binarisation" of images): there is more to see,
-        and less to learn by heart. Outside training X is taken as it is, so draw the
-        features of the rows that are scored.
+        and less to learn by heart. What a fit tells of its rows (bounds, KL, active
+        components) is of rows drawn once. Methods take X as it is: draw the features
+        of the rows that are scored.
 
     Notes
     -----
