@@ -27,6 +27,7 @@ N_SCORED = 2000
 # What training and classifiers read: whether pixels are grey levels, and the parts.
 PIXELS = {
     "grey": (True, Bernoulli(), ELBO()),
+    "afresh": (True, Bernoulli(resample=True), ELBO()),
     "afresh, warm-up": (True, Bernoulli(resample=True), ELBO(warm_up=0.5)),
     "binarised": (False, Bernoulli(), ELBO()),
 }
