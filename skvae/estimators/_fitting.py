@@ -253,8 +253,7 @@ def drawn(model, data):
         return data
     data = data.gathered()
     stream = generator(0, data.x.device)
-    uniform = torch.rand(data.x.shape, generator=stream, device=data.x.device)
-    return data._replace(x=(uniform < data.x).to(torch.uint8))
+    return data._replace(x=torch.bernoulli(data.x.float(), generator=stream))
 
 
 @torch.no_grad()
