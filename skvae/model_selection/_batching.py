@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 import torch
 from joblib import Parallel, delayed
 from joblib.parallel import ParallelBackendBase
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from skvae._training import train
 from skvae.estimators._stacking import TRAINER, Request, key, train_together
@@ -31,9 +31,9 @@ def replicas_for(request: Request) -> int:
 class Task:
     """One call of scikit-learn's, and what is known about it."""
 
-    def __init__(self, number, function, callback):
+    def __init__(self, number, function, callback, threadpools):
         self.number, self.function, self.callback = number, function, callback
-        self.fiber = Fiber(lambda fiber: self._run(function, fiber))
+        self.fiber = Fiber(lambda fiber: self._run(function, fiber, threadpools))
         self.own_seconds = 0.0
         self.trained = self.alone = self.failed = False
         self.result = None
@@ -43,7 +43,7 @@ class Task:
         return self.result is not None or self.fiber.done
 
     @staticmethod
-    def _run(function, fiber):
+    def _run(function, fiber, threadpools):
         def ask(model, data, **options):
             return fiber.ask(Request(model, data, **options))
 
@@ -52,7 +52,7 @@ class Task:
         torch.get_num_threads()
         # OpenMP keeps a team for every thread that ever computed in parallel. With
         # more of them than processors, all teams wait asleep, that of training too.
-        with threadpool_limits(limits=1, user_api="openmp"):
+        with threadpools.limit(limits=1, user_api="openmp"):
             return function()
 
     def outcome(self):
@@ -105,6 +105,8 @@ class BatchingBackend(ParallelBackendBase):
         self.max_replicas, self.n_processes = max_replicas, n_jobs
         self.tasks, self.batches = [], []
         self.ready, self.waiting = deque(), defaultdict(list)
+        # Looks through all loaded libraries, which takes a while.
+        self.threadpools = ThreadpoolController()
 
     # -------------------------------------------------------- what joblib calls
 
@@ -114,7 +116,7 @@ class BatchingBackend(ParallelBackendBase):
 
     def submit(self, func, callback=None):
         """Take a task on; nothing runs until a result is asked for."""
-        task = Task(len(self.tasks), func, callback)
+        task = Task(len(self.tasks), func, callback, self.threadpools)
         self.tasks.append(task)
         self.ready.append(task)
         return task

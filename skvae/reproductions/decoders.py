@@ -16,7 +16,7 @@ from skvae.reproductions._images import (
 )
 from skvae.reproductions._table import Cell, Options, Table
 
-N_LATENTS, EPOCHS = 32, 8
+N_LATENTS, EPOCHS = 32, 20
 
 METHODS = {
     "VAE": (VAE, {}),
@@ -55,7 +55,7 @@ def cells(options: Options):
     """Data set by data set, seeds outside methods."""
     methods = options.chosen([*METHODS], options.methods, "method")
     for name in options.chosen([*LOADERS], options.problems, "problem"):
-        for seed in options.seed_range(3):
+        for seed in options.seed_range(10):
             for method in methods:
                 yield Cell(
                     {"data": name, "method": method, "seed": seed},

@@ -48,7 +48,7 @@ CORPORA = {
     "short_yelp": Corpus("short_yelp_train10k.tsv.gz", "short_yelp_test.tsv.gz", 10000),
     "ptb": Corpus("ptb_train.txt.gz", "ptb_test.txt.gz", 6000, 40, 5),
     "yahoo": Corpus(
-        "yahoo_valid.txt.gz", "yahoo_test.txt.gz", 4000, 40, 8, unknown="_UNK"
+        "yahoo_valid.txt.gz", "yahoo_test.txt.gz", 10000, 40, 20, unknown="_UNK"
     ),
     "snli": Corpus("snli_valid.txt.gz", "snli_test.txt.gz", 10000),
 }
