@@ -118,6 +118,9 @@ class _GaussianModule(_LikelihoodModule):
     def start(self, mean: Tensor) -> Tensor:
         return mean
 
+    def information(self, mean: Tensor) -> Tensor:
+        return torch.ones_like(mean)
+
     def mean(self, out: Tensor) -> Tensor:
         return out
 
@@ -238,6 +241,9 @@ class BernoulliModule(_LikelihoodModule):
     def start(self, mean: Tensor) -> Tensor:
         return torch.logit(mean, eps=1e-3)
 
+    def information(self, mean: Tensor) -> Tensor:
+        return mean * (1.0 - mean)
+
     def mean(self, out: Tensor) -> Tensor:
         return torch.sigmoid(out)
 
@@ -286,6 +292,9 @@ class Poisson(Specification):
 class PoissonModule(_CountModule):
     """Outputs are log-rates."""
 
+    def information(self, mean: Tensor) -> Tensor:
+        return mean
+
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         log_rate = self.log_rate(out)
         return (x * log_rate - torch.exp(log_rate) - torch.lgamma(x + 1.0)).sum(-1)
@@ -319,6 +328,10 @@ class NegativeBinomialModule(_CountModule):
     def __init__(self, n_features: int, n_replicas: int):
         super().__init__()
         self.log_concentration = nn.Parameter(torch.ones(n_replicas, 1, n_features))
+
+    def information(self, mean: Tensor) -> Tensor:
+        # At the dispersion that training starts from.
+        return mean / (1.0 + mean / math.e)
 
     def log_prob(self, x: Tensor, out: Tensor) -> Tensor:
         log_mean = self.log_rate(out)

@@ -310,6 +310,20 @@ def test_start_is_what_a_model_without_latents_learns(case):
     np.testing.assert_allclose(gradient.numpy(), 0.0, atol=1e-8)
 
 
+@LAWS
+def test_information_is_the_variance_of_the_score(case):
+    specification, *_ = case
+    module = specification.build(P, 1).double()
+    mean = tensor([0.1, 0.3, 0.5, 0.9])
+    out = module.start(mean).detach().expand(1, 200_000, P).requires_grad_()
+    x = module.sample(out.detach(), torch.Generator().manual_seed(0))
+    (score,) = torch.autograd.grad(module.log_prob(x, out).sum(), out)
+    found = score.square().mean(1)[0]
+    # Up to a common factor, which is not asked for.
+    shares = module.information(mean) / module.information(mean).sum()
+    torch.testing.assert_close(found / found.sum(), shares, rtol=0.03, atol=0)
+
+
 @pytest.mark.parametrize("name", sorted(set(LIKELIHOODS) - {"gaussian"}))
 def test_start_is_finite_for_constant_columns(name):
     module = LIKELIHOODS[name]().build(2, 1)

@@ -301,7 +301,7 @@ def text_directory(tmp_path):
         ]
         write_documents(tmp_path / f"short_yelp_{part}.tsv.gz", reviews)
     for part in ("valid", "test"):
-        answers = [" ".join(["what", "_UNK", *["is"] * 60])] * 9
+        answers = [" ".join(["what", "_UNK", *["is"] * 60])] * 24
         write_documents(tmp_path / f"yahoo_{part}.txt.gz", answers)
     return tmp_path
 
@@ -321,7 +321,7 @@ def test_documents_are_read_at_even_spacing(tmp_path):
 
 def test_documents_are_cut_and_their_rare_words_unknown(text_directory):
     X, y, X_test, _, n_tokens = text.documents("yahoo", str(text_directory))
-    assert X.shape == X_test.shape == (9, 40)
+    assert X.shape == X_test.shape == (24, 40)
     assert y is None
     assert n_tokens == 5
     assert (X[:, 1] == 1).all()

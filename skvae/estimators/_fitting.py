@@ -183,8 +183,11 @@ def prepare(model, data, auxiliary):
     model.frame.set_from(model.likelihood, data.x, data.weight)
     if hasattr(model.decoder, "align"):
         rows = subset(data, ALIGNMENT_ROWS).gathered()
-        features = model.likelihood.features(rows.x.double())
-        model.decoder.align(features, rows.weight.double())
+        x, weight = rows.x.double(), rows.weight.double()
+        if hasattr(model.decoder, "notice"):
+            mean = (weight / weight.sum()) @ x
+            model.decoder.notice(model.likelihood.information(mean))
+        model.decoder.align(model.likelihood.features(x), weight)
     if getattr(model.prior, "from_codes", False):
         rows = subset(data, ALIGNMENT_ROWS).gathered()
         with torch.no_grad():

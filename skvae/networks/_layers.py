@@ -128,3 +128,40 @@ class DenseNetwork(nn.Module):
         for layer in self.hidden:
             x = activate(layer.alone(x))
         return self.output.alone(x).unsqueeze(0)
+
+
+def skipped_layers(n_in, n_extra, n_out, generators, width, depth, activation):
+    """First layer, and the later ones with `n_extra` more inputs each."""
+    sizes = [*[width] * depth, n_out]
+    gains = [gain(activation)] * (depth - 1) + [OUTPUT_GAIN]
+    first = Linear(n_in, width, generators, gain=gain(activation))
+    later = [
+        Linear(a + n_extra, b, generators, gain=factor)
+        for (a, b), factor in zip(pairwise(sizes), gains, strict=True)
+    ]
+    return first, nn.ModuleList(later)
+
+
+class SumSkipNetwork(nn.Module):
+    """Every layer reads z, by a sum; all maps of z are one matrix product."""
+
+    replayable = True
+
+    def __init__(self, n_in, n_out, generators, width, depth, activation):
+        super().__init__()
+        self.first, self.layers = skipped_layers(
+            n_in, 0, n_out, generators, width, depth, activation
+        )
+        n_skips = width * (depth - 1) + n_out
+        std = OUTPUT_GAIN / math.sqrt(n_in)
+        self.skip_weight = normal_weights(generators, n_in, n_skips, std=std)
+        self.activation = activation
+
+    def forward(self, z: Tensor) -> Tensor:
+        activate = ACTIVATIONS[self.activation]
+        sizes = [layer.weight.shape[-1] for layer in self.layers]
+        skips = products(z, self.skip_weight).split(sizes, dim=-1)
+        h = self.first(z)
+        for layer, skip in zip(self.layers, skips, strict=True):
+            h = layer(activate(h)) + skip
+        return h

@@ -1,18 +1,27 @@
 """Anchored decoder: an ordinary network, injective by its shadow on K directions.
 
-Let B have K orthonormal columns in R^D, m : R^K -> R^K be strongly monotone up to
-fixed rotations, and h : R^K -> R^D be any network. Then
+Let S be a diagonal of feature scales with largest entry 1, B have K orthonormal columns
+in R^D, m : R^K -> R^K be strongly monotone up to fixed rotations, and h : R^K -> R^D
+be any network. Then
 
-    f(z) = B m(z) + (I - B B^T) h(z)
+    f(z) = h(z) + S^-1 B (m(z) - B^T S h(z))
 
-has B^T f(z) = m(z), hence |f(z) - f(z')| >= |m(z) - m(z')| >= mu |z - z'|: the
-decoder is injective with a certificate that is read off m, while all D - K
-directions orthogonal to B are free. m is a short stack of closed-form gradients of
-strongly convex networks (see `_convex`) with fixed rotations between them, each
-keeping distances above mu_l, so mu is the product of the mu_l.
+has B^T S f(z) = m(z), hence |f(z) - f(z')| >= |m(z) - m(z')| >= mu |z - z'|: the
+decoder is injective with a certificate that is read off m, while all D - K other
+directions are free. m is a short stack of closed-form gradients of strongly convex
+networks (see `_convex`) with fixed rotations between them, each keeping distances above
+mu_l, so mu is the product of the mu_l.
+
+B is learned: B = C L^-T for any C of full column rank, L L^T = C^T C being the Cholesky
+decomposition. With B at random, m has to tell what K mixtures of the features do with
+z, which costs likelihood. S is what keeps a learned B honest, which else turns to
+features where the likelihood does not notice z: its squares are proportional to the
+Fisher information of the outputs at the mean of x, so that mu is noticed alike by
+whichever features it is met.
 
 This composition is ours; the dial mu is that of Kinoshita et al. 2023
-(arXiv:2304.12770).
+(arXiv:2304.12770), and h reads z at every layer like the decoders of Dieng et al. 2019
+(arXiv:1807.04863).
 """
 
 from __future__ import annotations
@@ -27,13 +36,27 @@ from skvae._products import products
 from skvae._spec import Specification
 from skvae._validation import Interval, StrOptions
 from skvae.networks._convex import ConvexGradient, require_injective_sizes
-from skvae.networks._layers import ACTIVATIONS, PIECEWISE_AFFINE, DenseNetwork
+from skvae.networks._layers import (
+    ACTIVATIONS,
+    PIECEWISE_AFFINE,
+    DenseNetwork,
+    SumSkipNetwork,
+    zeros,
+)
+
+# Where K is near D, some anchors have to lie in features that are hardly noticed.
+LEAST_SCALE = 0.1
 
 
 def orthonormal(generators: Sequence[Generator], n: int, k: int) -> Tensor:
     """Random orthonormal columns, shape ``(R, n, k)``."""
     draws = [torch.linalg.qr(torch.randn(n, k, generator=g)).Q for g in generators]
     return torch.stack(draws).contiguous()
+
+
+def right_solve(y: Tensor, triangle: Tensor, upper: bool = False) -> Tensor:
+    """The x with ``x @ triangle = y``."""
+    return torch.linalg.solve_triangular(triangle, y, upper=upper, left=False)
 
 
 class Anchored(Specification):
@@ -48,6 +71,9 @@ class Anchored(Specification):
     activation : str, default="relu"
         Non-linearity of the free network, as in :class:`~skvae.networks.MLP`. If it
         is piecewise affine, so is the whole decoder.
+    skip : bool, default=True
+        Whether every layer of the free network reads z, as in
+        :class:`~skvae.networks.Skip`.
     blocks : int, default=2
         Strongly monotone maps in the anchor m, rotated between them.
     inverse_lipschitz : float, default=0.3
@@ -64,16 +90,24 @@ class Anchored(Specification):
         "width": [Interval(Integral, 1, None, closed="left")],
         "depth": [Interval(Integral, 0, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
+        "skip": ["boolean"],
         "blocks": [Interval(Integral, 1, None, closed="left")],
         "inverse_lipschitz": [Interval(Real, 0, None, closed="neither")],
     }
 
     def __init__(
-        self, width=256, depth=2, activation="relu", blocks=2, inverse_lipschitz=0.3
+        self,
+        width=256,
+        depth=2,
+        activation="relu",
+        skip=True,
+        blocks=2,
+        inverse_lipschitz=0.3,
     ):
         self.width = width
         self.depth = depth
         self.activation = activation
+        self.skip = skip
         self.blocks = blocks
         self.inverse_lipschitz = inverse_lipschitz
 
@@ -87,13 +121,14 @@ class Anchored(Specification):
             self.width,
             self.depth,
             self.activation,
+            self.skip,
             self.blocks,
             self.inverse_lipschitz,
         )
 
 
 class AnchoredNetwork(nn.Module):
-    """``B m(z) + (I - B B^T) h(z)``, ``(R, B, n_in) -> (R, B, n_out)``."""
+    """``h(z) + S^-1 B (m(z) - B^T S h(z))``, ``(R, B, n_in) -> (R, B, n_out)``."""
 
     replayable = True
 
@@ -105,6 +140,7 @@ class AnchoredNetwork(nn.Module):
         width,
         depth,
         activation,
+        skip,
         blocks,
         inverse_lipschitz,
     ):
@@ -120,33 +156,55 @@ class AnchoredNetwork(nn.Module):
         for number in range(1, blocks):
             rotation = orthonormal(generators, n_in, n_in)
             self.register_buffer(f"rotation_{number}", rotation)
-        self.register_buffer("basis", orthonormal(generators, n_out, n_in))
+        self.register_buffer("scale", torch.ones(len(generators), n_out, 1))
+        # B, or where it starts.
+        self.register_buffer("start", orthonormal(generators, n_out, n_in))
         self.free = None
         if n_in < n_out:
-            self.free = DenseNetwork(n_in, n_out, generators, width, depth, activation)
+            network = SumSkipNetwork if skip and depth else DenseNetwork
+            self.free = network(n_in, n_out, generators, width, depth, activation)
+            # The optimiser moves all features as fast: those of small scale are not to
+            # swing, so C is `start` plus this times the squares of the scales.
+            self.turn = zeros(generators, n_out, n_in)
+
+    @torch.no_grad()
+    def notice(self, information: Tensor) -> None:
+        """Take S from how much the likelihood notices of each feature, ``(n_out,)``."""
+        share = information / information.max().clamp_min(1e-12)
+        self.scale.copy_(share.sqrt().clamp_min(LEAST_SCALE).unsqueeze(-1))
 
     @torch.no_grad()
     def align(self, x: Tensor, weight: Tensor) -> None:
-        """Keep the basis B within the features that vary in rows ``(n, p)`` of x.
-
-        In features without variance the constraint could be met where the likelihood
-        does not notice.
-        """
+        """Start with B within the features that vary in rows ``(n, p)`` of x."""
         share = (weight / weight.sum()).unsqueeze(-1)
         variance = (share * (x - (share * x).sum(0)).square()).sum(0)
-        scale = (variance / variance.max()).sqrt().clamp_min(1e-3)
-        turned = scale.unsqueeze(-1) * self.basis.to(x)
-        self.basis.copy_(torch.linalg.qr(turned).Q)
+        deviation = (variance / variance.max()).sqrt().clamp_min(1e-3).unsqueeze(-1)
+        turned = self.scale * deviation * self.start.to(x)
+        self.start.copy_(torch.linalg.qr(turned).Q)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """C and L, ``(R, D, K)`` and ``(R, K, K)``."""
+        c = self.start + self.scale.square() * self.turn
+        return c, torch.linalg.cholesky_ex(products(c.mT, c)).L
+
+    def basis(self) -> Tensor:
+        """The orthonormal columns B, ``(R, D, K)``."""
+        if self.free is None:
+            return self.start
+        c, lower = self._factors()
+        return right_solve(c, lower.mT, upper=True)
 
     def forward(self, z: Tensor) -> Tensor:
         m = self.anchor[0](z)
         for number, block in enumerate(self.anchor[1:], start=1):
             m = block(products(m, getattr(self, f"rotation_{number}")))
-        onto = self.basis.transpose(1, 2)
         if self.free is None:
-            return products(m, onto)
+            return products(m, (self.start / self.scale).mT)
+        # B stays a product: the rows of a batch are mostly fewer than the features.
+        c, lower = self._factors()
         h = self.free(z)
-        return h + products(m - products(h, self.basis), onto)
+        missing = m - right_solve(products(h, self.scale * c), lower.mT, upper=True)
+        return h + products(right_solve(missing, lower), (c / self.scale).mT)
 
     def inverse_lipschitz(self) -> Tensor:
         """Lower bound on the slope between any two codes, shape ``(R,)``."""

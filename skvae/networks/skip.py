@@ -9,24 +9,15 @@ parameterised and initialised.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
 from numbers import Integral
 
 import torch
 from torch import Generator, Tensor, nn
 
-from skvae._products import products
 from skvae._spec import Specification
 from skvae._validation import Interval, StrOptions
-from skvae.networks._layers import (
-    ACTIVATIONS,
-    OUTPUT_GAIN,
-    Linear,
-    gain,
-    normal_weights,
-)
+from skvae.networks._layers import ACTIVATIONS, SumSkipNetwork, skipped_layers
 
 
 class Skip(Specification):
@@ -76,31 +67,6 @@ class Skip(Specification):
         )
 
 
-class SumSkipNetwork(nn.Module):
-    """Skips as sums; all maps of z are one matrix product."""
-
-    replayable = True
-
-    def __init__(self, n_in, n_out, generators, width, depth, activation):
-        super().__init__()
-        self.first, self.layers = _layers(
-            n_in, 0, n_out, generators, width, depth, activation
-        )
-        n_skips = width * (depth - 1) + n_out
-        std = OUTPUT_GAIN / math.sqrt(n_in)
-        self.skip_weight = normal_weights(generators, n_in, n_skips, std=std)
-        self.activation = activation
-
-    def forward(self, z: Tensor) -> Tensor:
-        activate = ACTIVATIONS[self.activation]
-        sizes = [layer.weight.shape[-1] for layer in self.layers]
-        skips = products(z, self.skip_weight).split(sizes, dim=-1)
-        h = self.first(z)
-        for layer, skip in zip(self.layers, skips, strict=True):
-            h = layer(activate(h)) + skip
-        return h
-
-
 class ConcatSkipNetwork(nn.Module):
     """Skips as concatenations."""
 
@@ -108,7 +74,7 @@ class ConcatSkipNetwork(nn.Module):
 
     def __init__(self, n_in, n_out, generators, width, depth, activation):
         super().__init__()
-        self.first, self.layers = _layers(
+        self.first, self.layers = skipped_layers(
             n_in, n_in, n_out, generators, width, depth, activation
         )
         self.activation = activation
@@ -120,18 +86,6 @@ class ConcatSkipNetwork(nn.Module):
         for layer in self.layers:
             h = layer(torch.cat([activate(h), z], dim=-1))
         return h
-
-
-def _layers(n_in, n_extra, n_out, generators, width, depth, activation):
-    """First layer, and the later ones with `n_extra` more inputs each."""
-    sizes = [*[width] * depth, n_out]
-    gains = [gain(activation)] * (depth - 1) + [OUTPUT_GAIN]
-    first = Linear(n_in, width, generators, gain=gain(activation))
-    later = [
-        Linear(a + n_extra, b, generators, gain=factor)
-        for (a, b), factor in zip(pairwise(sizes), gains, strict=True)
-    ]
-    return first, nn.ModuleList(later)
 
 
 MERGES = {"sum": SumSkipNetwork, "concat": ConcatSkipNetwork}
