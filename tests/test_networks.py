@@ -49,6 +49,8 @@ def each_network():
     yield Skip(8, 1)
     yield Anchored(8, 1, blocks=1)
     yield Anchored(8, 2, blocks=3)
+    yield Anchored(8, 2, skip=False)
+    yield Anchored(8, 0)
     for depth in (1, 2, 3):
         yield Brenier(8, depth)
     yield Brenier(8, 1, "relu")
@@ -320,6 +322,8 @@ def injective():
     yield Brenier(8, 1, "relu", inverse_lipschitz=0.3)
     for activation in ("softplus", "tanh", "silu", "identity"):
         yield Anchored(8, 2, activation, inverse_lipschitz=0.3)
+    yield Anchored(8, 0, inverse_lipschitz=0.3)
+    yield Anchored(8, 2, skip=False, inverse_lipschitz=0.3)
     yield Anchored(8, 2, blocks=1, inverse_lipschitz=0.3)
     yield Anchored(8, 2, blocks=3, inverse_lipschitz=0.3)
 

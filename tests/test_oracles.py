@@ -93,6 +93,27 @@ def test_collapse_law_with_learned_noise():
     assert vae.noise_variance_ == pytest.approx(forecast.noise_variance, rel=0.03)
 
 
+def test_injective_decoder_hides_no_latent_in_silent_features():
+    # One source in 8 features; 40 more are almost always 0, where a slope of 1 in the
+    # logits costs nothing.
+    rng = np.random.default_rng(0)
+    z, sign = rng.standard_normal((1000, 1)), rng.choice([-3.0, 3.0], (1, 8))
+    loud = rng.random((1000, 8)) < 1 / (1 + np.exp(-sign * z))
+    X = np.hstack([loud, rng.random((1000, 40)) < 0.003]).astype(float)
+    vae = skvae.LIDVAE(
+        4,
+        likelihood="bernoulli",
+        inverse_lipschitz=1.0,
+        width=16,
+        max_iter=60,
+        batch_size=50,
+        learning_rate=5e-3,
+        device="cpu",
+        random_state=0,
+    ).fit(X)
+    assert vae.transform(X).var(axis=0).min() > 0.05
+
+
 def test_score_does_not_depend_on_beta_or_objective(linear_data):
     vae = linear_vae(2, max_iter=3).fit(linear_data)
     before = vae.score(linear_data)

@@ -22,8 +22,8 @@ class LIDVAE(BaseVAE):
     The decoder f obeys ``|f(z) - f(z')| >= inverse_lipschitz_ |z - z'|``, a bound
     computed from its weights. "brenier" is the published decoder, two gradients of
     convex networks with zero padding between them; "anchored" is an ordinary network
-    that is strongly monotone on as many directions as there are latents, at a
-    fraction of the cost.
+    with skips, strongly monotone along as many learned directions as there are latents,
+    at a fraction of the cost.
 
     Parameters
     ----------
