@@ -200,11 +200,14 @@ class AnchoredNetwork(nn.Module):
             m = block(products(m, getattr(self, f"rotation_{number}")))
         if self.free is None:
             return products(m, (self.start / self.scale).mT)
-        # B stays a product: the rows of a batch are mostly fewer than the features.
-        c, lower = self._factors()
         h = self.free(z)
-        missing = m - right_solve(products(h, self.scale * c), lower.mT, upper=True)
-        return h + products(right_solve(missing, lower), (c / self.scale).mT)
+        # Triangular systems are solved in full precision, whatever the networks have.
+        with torch.autocast(z.device.type, enabled=False):
+            # B stays a product: a batch mostly has fewer rows than x has features.
+            c, lower = self._factors()
+            m, h = m.to(c.dtype), h.to(c.dtype)
+            missing = m - right_solve(products(h, self.scale * c), lower.mT, upper=True)
+            return h + products(right_solve(missing, lower), (c / self.scale).mT)
 
     def inverse_lipschitz(self) -> Tensor:
         """Lower bound on the slope between any two codes, shape ``(R,)``."""

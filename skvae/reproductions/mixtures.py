@@ -42,8 +42,11 @@ METHODS = {
         {"inference": Lagging(max_inner_steps=10, block=5, patience=2)},
     ),
     "beta-VAE 0.2": (MixtureVAE, {"beta": 0.2}),
-    "LIDMVAE": (LIDMVAE, {}),
-    "LIDMVAE, semi-amortized": (LIDMVAE, {"inference": SemiAmortized(n_steps=5)}),
+    "LIDMVAE": (LIDMVAE, {"inverse_lipschitz": 1.0}),
+    "LIDMVAE, semi-amortized": (
+        LIDMVAE,
+        {"inverse_lipschitz": 1.0, "inference": SemiAmortized(n_steps=5)},
+    ),
 }
 
 
