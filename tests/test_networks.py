@@ -1,5 +1,7 @@
 """Networks against hand-written formulas, autograd and their own certificates."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -396,6 +398,9 @@ def test_certificate_holds_in_units_of_what_is_noticed():
     # Square roots of shares of the largest, with a floor.
     wanted = torch.tensor([0.4, 1.0, 0.1, 0.8, 0.6]).double()
     torch.testing.assert_close(scale[0, 0], wanted, rtol=0, atol=1e-6)
+    # Moduli start at their root mean square.
+    expected = math.sqrt(float((information / 0.25).mean()))
+    assert module.anchor[0].strength()[0].item() == pytest.approx(expected, rel=1e-5)
     slopes = smallest_slope(lambda z: scale * module(z), N_IN)
     assert (slopes >= module.inverse_lipschitz() * (1.0 - 1e-6)).all()
 

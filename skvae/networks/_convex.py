@@ -76,10 +76,13 @@ class StrongConvexity(nn.Module):
     def __init__(self, n_replicas: int, floor: float, start: float):
         super().__init__()
         self.floor = floor
-        excess = max(start - floor, 1e-3)
-        self.excess = nn.Parameter(
-            torch.full((n_replicas, 1, 1), inverse_softplus(excess))
-        )
+        self.excess = nn.Parameter(torch.empty(n_replicas, 1, 1))
+        self.restart(start)
+
+    @torch.no_grad()
+    def restart(self, start: float) -> None:
+        """Let the modulus be `start`, or next to the floor if that is larger."""
+        self.excess.fill_(inverse_softplus(max(start - self.floor, 1e-3)))
 
     def forward(self) -> Tensor:
         return self.floor + softplus(self.excess)

@@ -172,6 +172,9 @@ class AnchoredNetwork(nn.Module):
         """Take S from how much the likelihood notices of each feature, ``(n_out,)``."""
         share = information / information.max().clamp_min(1e-12)
         self.scale.copy_(share.sqrt().clamp_min(LEAST_SCALE).unsqueeze(-1))
+        # Else features of small scale would start with large slopes.
+        for block in self.anchor:
+            block.strength.restart(float(share.mean().sqrt()))
 
     @torch.no_grad()
     def align(self, x: Tensor, weight: Tensor) -> None:
