@@ -32,7 +32,8 @@ class Data(NamedTuple):
     """Rows to train on: x ``(n, p)``, u ``(n, m)`` or None, weight ``(n,)``.
 
     Replicas may read different rows: then the tensors are `n_blocks` data sets of n
-    rows, one after the other, and `block`, ``(R,)``, is the one of each replica.
+    rows, one after the other, and `block`, ``(R,)``, is the one of each replica; of
+    their rows the first `counts` are data and the others have no weight.
     With `rows`, ``(n,)``, the data are these rows of the tensors, which stay whole.
     Where x is too large for the device of the weights, it rests on the CPU.
     """
@@ -43,6 +44,7 @@ class Data(NamedTuple):
     block: Tensor | None = None
     n_blocks: int = 1
     rows: Tensor | None = None
+    counts: tuple[int, ...] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -60,6 +62,12 @@ class Data(NamedTuple):
         if self.rows is not None:
             return len(self.rows)
         return self.x.shape[0] // self.n_blocks
+
+    def own_rows(self, n_replicas: int) -> list[int]:
+        """Numbers of the rows of each replica that are data."""
+        if self.counts is None:
+            return [self.n_rows] * n_replicas
+        return [self.counts[block] for block in self.block]
 
     def take(self, tensor: Tensor, rows) -> Tensor:
         """A copy of these rows of one of the tensors, ``(1 or R, rows, ...)``."""
@@ -175,7 +183,8 @@ def batches(
     """Shuffled batches of one epoch; each replica in its own order."""
     n = data.n_rows
     dtype = data.weight.dtype
-    order = permutations(draws.shuffle, n)
+    counts = data.own_rows(len(draws.shuffle))
+    order = permutations(draws.shuffle, counts)
     if lengths is not None:
         order = by_length(order, lengths, batch_size, draws.shuffle)
     order = order.to(data.device)
@@ -183,7 +192,8 @@ def batches(
     for start in range(0, n, block):
         size = min(block, n - start)
         shape = noise_shape(size, n_latents, n_draws)
-        noise = standard_normal(draws.noise, *shape, dtype=dtype)
+        own = [min(max(count - start, 0), size) for count in counts]
+        noise = standard_normal(draws.noise, *shape, dtype=dtype, counts=own)
         source, rows = data, order[:, start : start + size]
         if data.streamed:
             source = data.moved(rows)

@@ -41,14 +41,16 @@ class _StandardNormalKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, loc, log_scale):
-        ctx.save_for_backward(loc, log_scale)
-        moments = torch.addcmul(torch.expm1(2.0 * log_scale), loc, loc)
-        return torch.sub(0.5 * moments, log_scale)
+        excess = torch.expm1(2.0 * log_scale)
+        ctx.save_for_backward(loc, log_scale, excess)
+        return torch.sub(0.5 * torch.addcmul(excess, loc, loc), log_scale)
 
     @staticmethod
     def backward(ctx, gradient):
-        loc, log_scale = ctx.saved_tensors
-        by_log_scale = gradient * torch.expm1(2.0 * log_scale)
+        loc, log_scale, excess = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            excess = torch.expm1(2.0 * log_scale)
+        by_log_scale = gradient * excess
         by_loc = (gradient * loc).sum_to_size(loc.shape)
         return by_loc, by_log_scale.sum_to_size(log_scale.shape)
 

@@ -10,6 +10,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from skvae._gaussian import DiagonalGaussian
+from skvae._memory import keep_freed_memory
+
+keep_freed_memory()
 
 # Numbers in the largest layer of a chunk of rows, outside training.
 ACTIVATIONS = 1 << 22
@@ -190,6 +193,14 @@ class LatentVariableModel(nn.Module):
         largest = max(getattr(part, "n_activations", 1) for part in parts)
         fit = min(ACTIVATIONS // largest, EVALUATED // self.frame.centre.shape[-1])
         return max(1, min(limit, fit))
+
+    def rows_in_cache(self, limit: int) -> int:
+        """Rows, at most `limit`, for which the layers of several replicas fit in."""
+        if self.n_replicas == 1:
+            return limit
+        parts = self.encoder, self.decoder
+        widest = max(p.shape[-1] for part in parts for p in part.parameters())
+        return max(1, min(limit, EVALUATED // (self.n_replicas * widest)))
 
     def log_joint(self, x: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:
         """Log p(x|z) + log p(z|u) in nats, shape ``(R, B)``."""

@@ -27,6 +27,10 @@ CLIP_RATIO = 5.0
 CLIP_MEMORY = 0.98
 TINY = 1e-30
 
+# Numbers of a cache line: every parameter begins with one, because the products that
+# are written there are not to the bit the same elsewhere.
+ALIGNED = 16
+
 # What a later `resume` needs.
 STATE = ("first", "second", "count", "typical_norm")
 
@@ -43,6 +47,16 @@ def _clipping(norms: Tensor, typical: Tensor) -> tuple[Tensor, Tensor]:
     return divisor, torch.lerp(known, norms / divisor, 1.0 - CLIP_MEMORY)
 
 
+def laid_out(parameters: Sequence[Tensor], n_replicas: int) -> tuple[list[slice], int]:
+    """Columns of each parameter in a buffer ``(R, P)`` of all of them, and P."""
+    columns, start = [], 0
+    for p in parameters:
+        size = p.numel() // n_replicas
+        columns.append(slice(start, start + size))
+        start += -(-size // ALIGNED) * ALIGNED
+    return columns, start
+
+
 class FlatAdam:
     """Adam over all parameters of a model with R replicas.
 
@@ -53,18 +67,16 @@ class FlatAdam:
 
     def __init__(self, model: nn.Module, n_replicas: int):
         self.parameters = parameters = list(model.parameters())
-        sizes = [p.numel() // n_replicas for p in parameters]
+        columns, size = laid_out(parameters, n_replicas)
         like = parameters[0]
-        self.values = like.new_empty(n_replicas, sum(sizes))
+        self.values = like.new_zeros(n_replicas, size)
         self.gradients = torch.zeros_like(self.values)
         self.slots = []
-        start = 0
-        for p, size in zip(parameters, sizes, strict=True):
-            view = self.values[:, start : start + size].view(p.shape)
+        for p, own in zip(parameters, columns, strict=True):
+            view = self.values[:, own].view(p.shape)
             view.copy_(p.detach())
             p.data = view
-            self.slots.append(self.gradients[:, start : start + size].view(p.shape))
-            start += size
+            self.slots.append(self.gradients[:, own].view(p.shape))
         self.first = torch.zeros_like(self.values)
         self.second = torch.zeros_like(self.values)
         self.count = torch.zeros((), device=like.device)
@@ -182,7 +194,7 @@ class GroupedAdam(FlatAdam):
         listed = [id(p) for group in self.parts for p in group]
         if listed != [id(p) for p in self.parameters]:
             raise ValueError("The groups must be all parameters, in their order.")
-        sizes = [sum(p.numel() for p in g) // n_replicas for g in self.parts]
+        sizes = [laid_out(group, n_replicas)[1] for group in self.parts]
         self.columns = [
             slice(end - size, end)
             for size, end in zip(sizes, accumulate(sizes), strict=True)

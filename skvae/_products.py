@@ -4,37 +4,113 @@ torch has MKL multiply matrices, whose kernels use half the width of the vector 
 of processors that are not Intel's, and are slow where one side is narrow. oneDNN uses
 all of it, at some microseconds more per call: it is asked where AVX-512 is there and
 the product is large enough to pay for them.
+
+torch multiplies a batch of matrices by oneDNN only where it may round to bfloat16 in
+between. Processors without tiles (AMX) have no faster product of that kind, and oneDNN
+then computes in single precision throughout, which is checked once. So it is allowed to
+round on such processors alone, and only while it multiplies.
 """
 
 from __future__ import annotations
+
+import threading
+from functools import cache
 
 import torch
 from torch import Tensor
 
 # Multiplications below which a call to oneDNN costs more than it saves.
 LEAST_WORK = 1 << 21
+# Columns that a narrower product of a batch costs MKL all the same.
+NARROW = 32
+
+HAS_ONEDNN = (
+    torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    and torch.backends.mkldnn.is_available()
+)
+# ``x @ weight.T + bias`` by oneDNN, for one pair of matrices.
+KERNEL = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if HAS_ONEDNN else None
 
 
-def _kernel():
-    """What multiplies by oneDNN, ``x @ weight.T + bias``; None where it cannot."""
-    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    if not (wide and torch.backends.mkldnn.is_available()):
-        return None
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+class _Allowed:
+    """Within the block, oneDNN multiplies batches and may round in between.
+
+    The setting is the process's: the first thread that enters turns it on and the
+    last that leaves puts back what was there.
+    """
+
+    def __init__(self):
+        self.lock, self.depth, self.before = threading.Lock(), 0, "none"
+
+    def __enter__(self):
+        with self.lock:
+            if self.depth == 0:
+                self.before = torch._C._get_fp32_precision_getter("mkldnn", "matmul")
+                torch._C._set_fp32_precision_setter("mkldnn", "matmul", "bf16")
+            self.depth += 1
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.depth -= 1
+            if self.depth == 0:
+                torch._C._set_fp32_precision_setter("mkldnn", "matmul", self.before)
 
 
-KERNEL = _kernel()
+ALLOWED = _Allowed()
 
 
-def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN should multiply these."""
+@cache
+def multiplies_exactly() -> bool:
+    """Whether oneDNN multiplies batches of matrices here, in single precision."""
+    if not HAS_ONEDNN or torch.cpu._is_amx_tile_supported():
+        return False
+    if not hasattr(torch._C, "_set_fp32_precision_setter"):
+        return False
+    # The products with the identity are exact, but not of bfloat16 or TF32.
+    x = torch.full((2, 64, 64), 1.0 + 2.0**-20)
+    with ALLOWED:
+        return torch.equal(torch.bmm(x, torch.eye(64).expand(2, 64, 64)), x)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, **out) -> Tensor:
+    batch = x.dim() == 3
+    with ALLOWED:
+        if bias is None:
+            return (torch.bmm if batch else torch.mm)(x, weight, **out)
+        return (torch.baddbmm if batch else torch.addmm)(bias, x, weight, **out)
+
+
+# An operation of torch's, so that recorded steps hold it as such.
+_LIBRARY = torch.library.Library("skvae", "DEF")
+_ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias"
+_LIBRARY.define(f"products({_ARGUMENTS}) -> Tensor")
+_LIBRARY.define(f"products.out({_ARGUMENTS}, *, Tensor(a!) out) -> Tensor(a!)")
+_LIBRARY.impl("products", _multiply, "CPU")
+_LIBRARY.impl("products.out", _multiply, "CPU")
+PRODUCTS = torch.ops.skvae.products.default
+
+
+def _plain(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are numbers of single precision on the CPU."""
     return (
-        KERNEL is not None
-        and len(x) * weight.numel() >= LEAST_WORK
-        and x.dtype == weight.dtype == torch.float32
+        x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN should multiply these matrices."""
+    work = len(x) * weight.numel()
+    return KERNEL is not None and work >= LEAST_WORK and _plain(x, weight)
+
+
+def _pays_together(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN should multiply these batches of matrices."""
+    work = x.numel() * max(weight.shape[-1], NARROW)
+    # Threads shorten the products and not the call.
+    enough = work >= LEAST_WORK * torch.get_num_threads()
+    return enough and _plain(x, weight) and multiplies_exactly()
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -56,22 +132,26 @@ def _asked(node) -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """``x @ weight + bias`` by oneDNN; the bias may be None."""
+    """``x @ weight + bias`` by oneDNN, of matrices or batches; the bias may be None."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
+        if multiplies_exactly():
+            return PRODUCTS(x, weight, bias)
         return KERNEL(x, _dense(weight).t(), bias, "none", [], "")
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
+        batch = x.dim() == 3
+        multiply = products if batch else product
         # A missing bias has no node.
         for_x, for_weight, *for_bias = (_asked(n) for n, _ in ctx.next_functions)
         return (
-            product(gradient, weight.t()) if for_x else None,
-            product(x.t(), gradient) if for_weight else None,
-            gradient.sum(0) if any(for_bias) else None,
+            multiply(gradient, weight.mT) if for_x else None,
+            multiply(x.mT, gradient) if for_weight else None,
+            gradient.sum(-2, keepdim=batch) if any(for_bias) else None,
         )
 
 
@@ -90,21 +170,18 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def products(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same per replica, for x ``(R or 1, B, n)`` and weight ``(R, n, m)``.
 
-    The bias has shape ``(R, 1, m)``. One replica takes the plain product, and so does
-    each of several large ones.
+    The bias has shape ``(R, 1, m)``. One replica takes the plain product.
     """
     n_replicas = len(weight)
     if n_replicas == 1:
         bias = None if bias is None else bias.reshape(-1)
         return product(x.squeeze(0), weight.squeeze(0), bias).unsqueeze(0)
     x = x.expand(n_replicas, -1, -1)
-    if _pays(x[0], weight[0]):
-        rows = [None] * n_replicas if bias is None else bias.squeeze(1).unbind()
-        parts = zip(x.unbind(), weight.unbind(), rows, strict=True)
-        return torch.stack([product(*part) for part in parts])
+    if _pays_together(x, weight):
+        return _Product.apply(x, weight, bias)
     if bias is None:
         return torch.bmm(x, weight)
     return torch.baddbmm(bias, x, weight)
 
 
-__all__ = ["product", "products"]
+__all__ = ["PRODUCTS", "product", "products"]

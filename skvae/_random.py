@@ -45,25 +45,38 @@ def streams(seeds: Sequence[Seeds], device: torch.device | str) -> Streams:
     )
 
 
-def permutations(generators: Sequence[Generator], n: int) -> Tensor:
-    """One permutation of n rows per replica, shape ``(R, n)``, as short integers."""
+def permutations(generators: Sequence[Generator], counts: Sequence[int]) -> Tensor:
+    """One permutation of each replica's rows, ``(R, n)``, as short integers.
+
+    A replica of fewer than n rows, the most of any, has numbers beyond them at the end.
+    """
+    n = max(counts)
     dtype = torch.int32 if n < 2**31 else torch.int64
-    order = torch.empty(len(generators), n, dtype=dtype)
-    for row, g in zip(order, generators, strict=True):
-        torch.randperm(n, generator=g, out=row)
+    order = torch.arange(n, dtype=dtype).repeat(len(generators), 1)
+    for row, count, g in zip(order, counts, generators, strict=True):
+        torch.randperm(count, generator=g, out=row[:count])
     return order
 
 
 def standard_normal(
-    generators: Sequence[Generator], *shape: int, dtype: torch.dtype = torch.float32
+    generators: Sequence[Generator],
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    counts: Sequence[int] | None = None,
 ) -> Tensor:
-    """Independent standard normal draws, shape ``(R, *shape)``."""
-    return torch.stack(
-        [
-            torch.randn(*shape, generator=g, device=g.device, dtype=dtype)
-            for g in generators
-        ]
-    )
+    """Independent standard normal draws, shape ``(R, *shape)``.
+
+    With `counts`, that many rows of each replica are drawn and the others are zero.
+    """
+    if counts is None:
+        counts = [shape[0]] * len(generators)
+    draws = [
+        torch.randn(count, *shape[1:], generator=g, device=g.device, dtype=dtype)
+        for count, g in zip(counts, generators, strict=True)
+    ]
+    if len(set(counts)) == 1:
+        return torch.stack(draws)
+    return torch.stack([torch.cat([d, d.new_zeros(shape)[len(d) :]]) for d in draws])
 
 
 def shared_noise(seed: int, n_draws: int, n_latents: int, like: Tensor) -> Tensor:

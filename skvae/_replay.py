@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from skvae._products import PRODUCTS
+
 # Steps of a kind before it is recorded, and steps of a run below which none is.
 WARM_STEPS = 4
 LEAST_STEPS = 100
@@ -52,6 +54,11 @@ class Recorder(TorchDispatchMode):
         return result
 
 
+def places(values) -> set[int]:
+    """Where the memory of the tensors begins."""
+    return {t.untyped_storage().data_ptr() for t in tensors(values)}
+
+
 def tensors(values) -> list[Tensor]:
     """The tensors in nested lists, tuples and dictionaries."""
     if isinstance(values, Tensor):
@@ -82,6 +89,20 @@ def variant_with_out(function):
         if len(out) == 1 and rest == wanted:
             return other._op, out[0]
     return None
+
+
+def written(function, args, kwargs) -> set[int]:
+    """The memory of the arguments that an operation writes over."""
+    if not function._schema.is_mutable:
+        return set()
+    names = zip(function._schema.arguments, args, strict=False)
+    values = [value for argument, value in names if argument.is_write]
+    values += [
+        kwargs[a.name]
+        for a in function._schema.arguments
+        if a.is_write and a.name in kwargs
+    ]
+    return places(values)
 
 
 def copying(function, memory: list[Tensor]):
@@ -131,18 +152,84 @@ def replayable_call(function, args, kwargs, result, sharing):
     return call, args, {**kwargs, out: result}
 
 
+def constant(function, args, kwargs, result, known: set[int], changed: set[int]):
+    """Whether the results are the same in every replay: nothing they read changes.
+
+    `known` is the memory of such results, and `changed` that which is written over.
+    """
+    if function._schema.is_mutable or places(result) & changed:
+        return False
+    if torch.Tag.nondeterministic_seeded in function.tags:
+        return False
+    shape_alone = function.overloadpacket._qualified_op_name.endswith("_like")
+    return shape_alone or places((args, kwargs)) <= known
+
+
+def made_in_place(operations, sharing, changed: set[int]):
+    """The operations without copies of results that can be computed where they go."""
+    kept, touched, made = [], [], {}
+    for function, args, kwargs, result in operations:
+        if function is torch.ops.aten._foreach_copy_.default:
+            left = [
+                (there, here)
+                for there, here in zip(*args, strict=True)
+                if not moved_to(there, here, sharing, changed, made, touched)
+            ]
+            args = tuple(map(list, zip(*left, strict=True)))
+        else:
+            for place in places(result) - places((args, kwargs)):
+                made[place] = len(touched), function
+        touched.append(places((args, kwargs)) | places(result))
+        if args or function is not torch.ops.aten._foreach_copy_.default:
+            kept.append((function, args, kwargs, result))
+    return kept
+
+
+def moved_to(there: Tensor, here: Tensor, sharing, changed, made, touched) -> bool:
+    """Whether `here` and its views could be given the memory of `there`, and were.
+
+    `made` tells the number and the function of the operation that a piece of memory is
+    the result of, and `touched` what each operation so far reads or writes.
+    """
+    place, aim = here.untyped_storage().data_ptr(), there.untyped_storage().data_ptr()
+    number, function = made.get(place, (0, None))
+    if function is None or place in changed or variant_with_out(function) is None:
+        return False
+    # Others are slow where their result has gaps.
+    if not there.is_contiguous() and function is not PRODUCTS:
+        return False
+    views = sharing[place]
+    alike = all(t.shape == there.shape and t.is_contiguous() for t in views)
+    whole = all(t.numel() == there.numel() and t.is_contiguous() for t in views)
+    if not (alike or (whole and there.is_contiguous())):
+        return False
+    if any(aim in memory for memory in touched[number:]):
+        return False
+    for t in views:
+        strides = there.stride() if alike else t.stride()
+        t.set_(there.untyped_storage(), there.storage_offset(), t.size(), strides)
+    return True
+
+
 class Tape:
     """A recorded step on the CPU."""
 
     def __init__(self, step):
         with Recorder() as recorder:
             self.terms = step()
-        storages, sharing = {}, {}
-        known = tensors((recorder.operations, self.terms))
-        for t in {id(t): t for t in known}.values():
+        storages, sharing, known = {}, {}, set()
+        found = tensors((recorder.operations, self.terms))
+        for t in {id(t): t for t in found}.values():
             sharing.setdefault(t.untyped_storage().data_ptr(), []).append(t)
+        changed = set()
+        for function, args, kwargs, _ in recorder.operations:
+            changed |= written(function, args, kwargs)
         self.calls = []
-        for function, args, kwargs, result in recorder.operations:
+        operations = made_in_place(recorder.operations, sharing, changed)
+        for function, args, kwargs, result in operations:
+            if constant(function, args, kwargs, result, known, changed):
+                known |= places(result)
+                continue
             call = replayable_call(function, args, kwargs, result, sharing)
             if call is None:
                 continue

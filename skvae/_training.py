@@ -184,19 +184,34 @@ class State:
         return self.resampled(batch, active)
 
 
+def evaluated(model, data: Data, seeds: list[Seeds]):
+    """All rows with noise that only the seeds decide: x, u, weight and noise, in parts.
+
+    The noise of many rows is drawn at once, whatever the number of replicas: a
+    generator's numbers depend on how many it is asked for.
+    """
+    streams_of_noise = [generator(seed.noise, data.device) for seed in seeds]
+    dtype = data.weight.dtype
+    for x, u, weight in chunks(data, model.rows_at_once(EVALUATION_ROWS)):
+        n = x.shape[1]
+        noise = standard_normal(streams_of_noise, n, model.n_latents, dtype=dtype)
+        size = model.rows_in_cache(n)
+        for start in range(0, n, size):
+            part = slice(start, start + size)
+            u_part = None if u is None else u[:, part]
+            yield x[:, part], u_part, weight[..., part], noise[:, part]
+
+
 @torch.no_grad()
 def bound(
     model, inference, data: Data, seeds: list[Seeds], processes: Ranks = ALONE
 ) -> Tensor:
     """Weighted mean ELBO at beta 1 in nats per row, ``(R,)``, with fixed noise."""
-    device, dtype = data.device, data.weight.dtype
-    noise_streams = [generator(seed.noise, device) for seed in seeds]
-    total = torch.zeros(model.n_replicas, dtype=dtype, device=device)
-    pieces = chunks(data, model.rows_at_once(EVALUATION_ROWS))
-    for number, (x, u, weight) in enumerate(pieces):
-        noise = standard_normal(noise_streams, x.shape[1], model.n_latents, dtype=dtype)
+    total = data.weight.new_zeros(model.n_replicas)
+    for number, part in enumerate(evaluated(model, data, seeds)):
         if not processes.owns(number):
             continue
+        x, u, weight, noise = part
         q = inference.posterior(model, x, u)
         total += (model.bound(x, q, q.sample(noise), u) * weight).sum(-1)
     return processes.sum(total) / data.total_weight()

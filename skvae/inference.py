@@ -79,6 +79,9 @@ class Amortized(Specification):
     stackable = True
     """Whether its replicas may belong to different fits."""
 
+    draws = False
+    """Whether its steps draw more than the noise that comes with a batch."""
+
     coupling: str | None = None
     """Why the rows of a batch cannot be shared between processes, if they cannot."""
 
@@ -225,6 +228,8 @@ class SemiAmortized(Amortized):
     >>> SkipVAE(inference=SemiAmortized(n_steps=5))
     SkipVAE(inference=SemiAmortized(n_steps=5))
     """
+
+    draws = True
 
     _parameter_constraints: dict = {
         "n_steps": [Interval(Integral, 1, None, closed="left")],
@@ -375,7 +380,7 @@ class Lagging(Amortized):
     """
 
     replayable = False
-
+    draws = True
     coupling = "Lagging inference decides by the loss of whole batches"
 
     _parameter_constraints: dict = {

@@ -85,29 +85,33 @@ class Gaussian(Specification):
 class _GaussianLogProb(torch.autograd.Function):
     """Row sums of the Gaussian log-density, with a short backward.
 
-    The backward consists of differentiable operations on the inputs, so that it can
-    itself be differentiated.
+    Where the backward is differentiated in turn, it begins again from the inputs.
     """
 
     @staticmethod
     def forward(ctx, x, out, log_scale):
-        ctx.save_for_backward(x, out, log_scale)
         n_features = out.shape[-1]
-        squares = (x - out).mul_(torch.exp(-log_scale)).square_().sum(-1)
+        # Standardised first: rows of 1e30 are numbers, their squares are not.
+        standardised = (x - out).mul_(torch.exp(-log_scale))
+        squares = standardised.square().sum(-1)
+        ctx.save_for_backward(x, out, log_scale, standardised, squares)
         log_scales = log_scale.sum(-1) * (n_features / log_scale.shape[-1])
         return -0.5 * squares - (log_scales + 0.5 * n_features * LOG_TWO_PI)
 
     @staticmethod
     def backward(ctx, gradient):
-        x, out, log_scale = ctx.saved_tensors
-        gradient = gradient.unsqueeze(-1)
-        # Standardised first: rows of 1e30 are numbers, their squares are not.
+        x, out, log_scale, standardised, squares = ctx.saved_tensors
         inverse = torch.exp(-log_scale)
-        standardised = (x - out) * inverse
-        by_out = standardised * inverse * gradient
+        if torch.is_grad_enabled():
+            standardised = (x - out) * inverse
+            squares = standardised.square().sum(-1)
+        by_out = standardised * (inverse * gradient.unsqueeze(-1))
         by_log_scale = None
         if ctx.needs_input_grad[2]:
-            excess = (standardised.square() - 1.0) * gradient
+            if log_scale.shape[-1] == 1:
+                excess = ((squares - out.shape[-1]) * gradient).unsqueeze(-1)
+            else:
+                excess = (standardised.square() - 1.0) * gradient.unsqueeze(-1)
             by_log_scale = excess.sum_to_size(log_scale.shape)
         return None, by_out.sum_to_size(out.shape), by_log_scale
 
@@ -158,7 +162,8 @@ class LearnedGaussian(_GaussianModule):
 
     def log_scale(self) -> Tensor:
         # The bounds, e^-9 and e^3 units, are out of reach of sensible data.
-        return torch.log(self.unit) + (self.speed * self.steps).clamp(-9.0, 3.0)
+        moved = nn.functional.hardtanh(self.speed * self.steps, -9.0, 3.0)
+        return torch.log(self.unit) + moved
 
 
 class FixedGaussian(_GaussianModule):

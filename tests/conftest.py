@@ -6,7 +6,6 @@ import sklearn
 import torch
 
 from skvae import _batches, _training
-from skvae.estimators import _fitting
 
 # Workers with more than one thread each fight over the cores.
 torch.set_num_threads(1)
@@ -45,14 +44,14 @@ def device(request):
     return request.param
 
 
-def zero_noise(streams, *shape, dtype=torch.float32):
+def zero_noise(streams, *shape, dtype=torch.float32, counts=None):
     return torch.zeros(len(streams), *shape, dtype=dtype, device=streams[0].device)
 
 
 @pytest.fixture
 def without_noise(monkeypatch):
     """Training without draws of z: full batches then depend on no random number."""
-    for module in _batches, _training, _fitting:
+    for module in _batches, _training:
         monkeypatch.setattr(module, "standard_normal", zero_noise)
 
 

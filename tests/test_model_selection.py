@@ -23,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skvae import LIDVAE, VAE, IdentifiableVAE, all_estimators, iVAE
+from skvae.estimators import _stacking
 from skvae.estimators._stacking import stack, train_together
 from skvae.inference import Lagging, SemiAmortized
 from skvae.likelihoods import Gaussian
@@ -126,11 +127,32 @@ def test_refit_best_and_transform_are_scikit_learns(small_X):
     assert batched.score(small_X) == single.score(small_X)
 
 
-def test_fold_sizes_that_differ_make_batches_of_their_own(small_X):
-    batched, single = both(VAE(**SMALL), BETAS, small_X[:59])
+@pytest.mark.parametrize(
+    ("objective", "expected"), [("elbo", [6]), (TotalCorrelation(), [2, 4])]
+)
+def test_folds_that_differ_by_a_row_share_a_batch(objective, expected, small_X):
+    """Unless the rows of a batch are judged together."""
+    vae = VAE(**SMALL, objective=objective)
+    batched, single = both(vae, BETAS, small_X[:59])
     assert_same_results(batched, single)
     assert_every_fit_once(batched)
-    assert sizes(batched) == [2, 4]
+    assert sizes(batched) == expected
+
+
+def test_rows_that_fill_up_a_batch_are_not_seen(small_X, monkeypatch):
+    """Not even where they are extreme: they have no weight."""
+    vae = VAE(**SMALL)
+    expected = both(vae, BETAS, small_X[:59])[0].cv_results_["mean_test_score"]
+    padded = _stacking._padded
+
+    def spoiled(data, n_rows):
+        found = padded(data, n_rows)
+        found.x[data.n_rows :] *= 3.0
+        return found
+
+    monkeypatch.setattr(_stacking, "_padded", spoiled)
+    found = both(vae, BETAS, small_X[:59])[0].cv_results_["mean_test_score"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_depth_and_width_in_the_grid_make_batches_of_their_own(small_X):

@@ -46,6 +46,7 @@ def each_network():
         yield MLP(8, 2, activation)
         yield Skip(8, 2, activation)
         yield Skip(8, 2, activation, merge="concat")
+        yield Skip(8, 2, activation, output=False)
         yield Anchored(8, 2, activation)
     yield MLP(8, 0)
     yield Skip(8, 1)
@@ -173,14 +174,16 @@ def test_skip_without_skips_is_a_plain_network(depth):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_sum_and_concat_merges_are_the_same_function(depth):
-    total = build(Skip(6, depth, "tanh"), seeds=(0, 1), disturbed=0.3)
-    concat = build(Skip(6, depth, "tanh", merge="concat"), seeds=(2, 3))
+@pytest.mark.parametrize("output", [True, False])
+def test_sum_and_concat_merges_are_the_same_function(depth, output):
+    options = {"width": 6, "depth": depth, "activation": "tanh", "output": output}
+    total = build(Skip(**options), seeds=(0, 1), disturbed=0.3)
+    concat = build(Skip(**options, merge="concat"), seeds=(2, 3))
     start = 0
     pairs = zip(affine_layers(concat), affine_layers(total), strict=True)
     for number, (layer, other) in enumerate(pairs):
         layer.bias.copy_(other.bias)
-        if number == 0:
+        if number == 0 or (number == depth and not output):
             layer.weight.copy_(other.weight)
             continue
         end = start + other.weight.shape[-1]
@@ -190,6 +193,18 @@ def test_sum_and_concat_merges_are_the_same_function(depth):
     assert start == total.skip_weight.shape[-1]
     z = draw(1, 2, 7, N_IN)
     torch.testing.assert_close(total(z), concat(z))
+
+
+@pytest.mark.parametrize("merge", ["sum", "concat"])
+def test_the_output_reads_z_only_if_asked(merge):
+    """With dead hidden units, what is left of z is what the output reads."""
+    for output in (True, False):
+        network = build(Skip(6, 2, merge=merge, output=output), disturbed=0.3)
+        for layer in affine_layers(network)[:-1]:
+            layer.weight.zero_()
+            layer.bias.fill_(-100.0)
+        one, other = network(draw(1, 1, 7, N_IN)), network(draw(2, 1, 7, N_IN))
+        assert torch.equal(one, other) != output
 
 
 def test_skip_refuses_unknown_merges():

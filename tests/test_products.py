@@ -1,5 +1,7 @@
 """Products by oneDNN against torch's own in double precision."""
 
+import threading
+
 import pytest
 import torch
 
@@ -12,9 +14,12 @@ ONEDNN = pytest.mark.skipif(
 B, N, M = 6, 5, 4
 
 
-@pytest.fixture
-def always(monkeypatch):
-    """Have oneDNN multiply whatever it can, however small; counts its products."""
+@pytest.fixture(params=["torch's own operations", "the kernel of layers"])
+def always(request, monkeypatch):
+    """Have oneDNN multiply whatever it can, however small; counts its products.
+
+    Where its rounding is not to be trusted, the kernel of layers multiplies.
+    """
     calls = []
 
     def counted(x, weight, *rest):
@@ -23,10 +28,27 @@ def always(monkeypatch):
         assert weight.is_contiguous() or weight.t().is_contiguous()
         return kernel(x, weight, *rest)
 
-    kernel = _products.KERNEL
+    def operation(*given):
+        calls.append(given)
+        return own(*given)
+
+    kernel, own = _products.KERNEL, _products.PRODUCTS
+    exact = request.param.startswith("torch")
+    if exact and not _products.multiplies_exactly():
+        pytest.skip("oneDNN rounds to bfloat16 on this processor")
+    monkeypatch.setattr(_products, "multiplies_exactly", lambda: exact)
     monkeypatch.setattr(_products, "KERNEL", counted)
+    monkeypatch.setattr(_products, "PRODUCTS", operation)
     monkeypatch.setattr(_products, "LEAST_WORK", 0)
     return calls
+
+
+@pytest.fixture
+def together(always):
+    """As `always`, where it multiplies batches."""
+    if not _products.multiplies_exactly():
+        pytest.skip("batches are torch's here")
+    return always
 
 
 def draw(seed, *shape):
@@ -64,16 +86,79 @@ def test_values_and_derivatives_are_those_of_the_plain_product(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+def batches():
+    """The same for three replicas, whose weights have gaps between them."""
+    yield "plain", draw(0, 3, B, N), draw(1, 3, N, M)
+    yield "one for all", draw(0, 1, B, N), draw(1, 3, N, M)
+    yield "transposed", draw(0, 3, N, B).mT, draw(1, 3, M, N).mT
+    yield "gaps", draw(0, 3, B, 2 * N)[..., ::2], draw(1, 3, 50)[:, 7:27].view(3, N, M)
+
+
 @ONEDNN
+@pytest.mark.parametrize(("_name", "x", "weight"), list(batches()))
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_each_large_replica_is_multiplied_alone(always, with_bias):
-    x, weight = draw(0, 1, B, N), draw(1, 3, N, M)
-    bias = draw(2, 3, 1, M) if with_bias else None
-    expected = x.double() @ weight.double() + (bias.double() if with_bias else 0.0)
-    torch.testing.assert_close(
-        products(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5
-    )
-    assert len(always) == 3
+def test_batches_and_their_derivatives_are_those_of_the_plain_product(
+    together, _name, x, weight, with_bias
+):
+    given = [x, weight, draw(2, 3, 1, M) if with_bias else None]
+
+    def found(multiply, dtype):
+        own = [None if t is None else t.detach().to(dtype) for t in given]
+        asked = [t.requires_grad_() for t in own if t is not None]
+        y = multiply(*own)
+        first = torch.autograd.grad(torch.tanh(y).sum(), asked, create_graph=True)
+        second = torch.autograd.grad(sum((g**2).sum() for g in first), asked)
+        return [t.detach().double() for t in (y, *first, *second)]
+
+    def plain(x, weight, bias):
+        return x @ weight + (0.0 if bias is None else bias)
+
+    one, other = found(products, torch.float32), found(plain, torch.float64)
+    for ours, expected in zip(one, other, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert len(together) >= 5
+
+
+@ONEDNN
+def test_batches_are_multiplied_in_single_precision(together):
+    """One part in 2^20 is lost in bfloat16, and in TF32."""
+    x = torch.full((3, 64, 64), 1.0 + 2.0**-20)
+    assert torch.equal(products(x, torch.eye(64).repeat(3, 1, 1)), x)
+    assert together
+
+
+@ONEDNN
+def test_what_torch_may_round_is_as_it_was_afterwards(together, monkeypatch):
+    def setting():
+        return torch.backends.mkldnn.matmul.fp32_precision
+
+    before = setting()
+    products(draw(0, 3, B, N), draw(1, 3, N, M))
+    assert setting() == before
+    with pytest.raises(RuntimeError):
+        products(draw(0, 3, B, N), draw(1, 3, M, N))
+    assert setting() == before
+    with _products.ALLOWED:
+        # Another thread comes and goes.
+        thread = threading.Thread(target=products, args=(x := draw(0, 3, N, N), x))
+        thread.start()
+        thread.join()
+        assert setting() == "bf16"
+    assert setting() == before
+
+
+def test_processors_with_tiles_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert not _products.multiplies_exactly.__wrapped__()
+
+
+@ONEDNN
+def test_more_threads_ask_for_more_work(monkeypatch):
+    monkeypatch.setattr(_products, "multiplies_exactly", lambda: True)
+    x, weight = torch.empty(8, 128, 64), torch.empty(8, 64, 64)
+    for n_threads, expected in ((1, True), (2, True), (4, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
+        assert _products._pays_together(x, weight) == expected
 
 
 @ONEDNN
@@ -129,8 +214,10 @@ def test_small_products_are_left_to_torch(monkeypatch):
     expected = product(*small)
     monkeypatch.undo()
     assert torch.equal(product(*small), expected)
-    monkeypatch.setattr(_products, "KERNEL", lambda *args: pytest.fail("was called"))
+    for name in ("KERNEL", "PRODUCTS"):
+        monkeypatch.setattr(_products, name, lambda *args: pytest.fail("was called"))
     product(*small)
+    products(*(t.expand(3, -1, -1) for t in small))
 
 
 def test_without_onednn_torch_multiplies(monkeypatch):

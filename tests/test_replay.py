@@ -18,6 +18,8 @@ from skvae import (
     iFlow,
     iVAE,
 )
+from skvae._optimizer import FlatAdam
+from skvae._products import multiplies_exactly
 from skvae._replay import NotReplayableError, Tape, variant_with_out
 from skvae._training import Training
 from skvae.inference import Amortized, Lagging, SemiAmortized
@@ -265,6 +267,82 @@ def test_a_tape_computes_with_what_its_inputs_hold():
     expected = x.T @ (2.0 * hidden * (1.0 - hidden.square()))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(tape.terms[0], hidden.square().sum())
+
+
+def test_results_are_computed_where_they_are_only_copied_to():
+    """The product, the sum and a view go; what is written over or read before stays."""
+    x = torch.randn(4, 3)
+    there = [torch.zeros(1, 3, 3), torch.zeros(1, 1, 3), torch.zeros(3), torch.zeros(3)]
+
+    def step():
+        product, total = x.T @ x, x.sum(0)
+        changed, early = x.mean(0), x.amax(0)
+        changed.mul_(2.0)
+        there[3].add_(1.0)
+        here = [product.unsqueeze(0), total.view(1, 1, 3), changed, early]
+        torch._foreach_copy_(there, here)
+        return (product, changed)
+
+    tape = Tape(step)
+    (copied,) = [args[0] for _, args, _ in tape.calls if isinstance(args[0], list)]
+    assert len(copied) == 2
+    for _ in range(2):
+        x.copy_(torch.randn(4, 3))
+        tape.replay()
+        expected = x.T @ x, x.sum(0), 2.0 * x.mean(0), x.amax(0)
+        for found, value in zip(there, expected, strict=True):
+            torch.testing.assert_close(found.view(value.shape), value)
+        torch.testing.assert_close(tape.terms[0], expected[0])
+        assert tape.terms[0].data_ptr() == there[0].data_ptr()
+
+
+@pytest.mark.skipif(not multiplies_exactly(), reason="needs oneDNN's batches")
+def test_batches_are_computed_into_places_with_gaps():
+    x, weight = torch.randn(2, 4, 3), torch.randn(2, 4, 5)
+    there = torch.zeros(2, 40)[:, 8:23].view(2, 3, 5)
+
+    def step():
+        product = torch.ops.skvae.products(x.mT, weight, None)
+        torch._foreach_copy_([there], [product])
+        return (product,)
+
+    tape = Tape(step)
+    assert len(tape.calls) == 1
+    x.copy_(torch.randn(2, 4, 3))
+    tape.replay()
+    torch.testing.assert_close(there, x.mT @ weight)
+    assert there._base.count_nonzero() == there.numel()
+
+
+def test_what_never_changes_is_not_computed_again():
+    x, written = torch.randn(4), torch.zeros(4)
+
+    def step():
+        ones = torch.ones_like(x)
+        # Constant as well, but for what is then done to it.
+        changed = torch.zeros_like(x)
+        changed.add_(x)
+        drawn = torch.rand_like(x)
+        written.copy_(x * (2.0 * ones) + changed + 0.0 * drawn)
+        return (written,)
+
+    tape = Tape(step)
+    # All but the ones and their double.
+    assert len(tape.calls) == 8
+    x.copy_(torch.randn(4))
+    tape.replay()
+    torch.testing.assert_close(written, 3.0 * x)
+
+
+def test_parameters_begin_with_a_cache_line():
+    """Products written elsewhere differ in the last bit, and no step is replayed."""
+    network = DenseNetwork(3, 5, [torch.Generator().manual_seed(0)] * 2, 7, 2, "relu")
+    before = [p.detach().clone() for p in network.parameters()]
+    optimizer = FlatAdam(network, 2)
+    for p, slot, old in zip(network.parameters(), optimizer.slots, before, strict=True):
+        assert torch.equal(p, old)
+        for tensor in (p, slot):
+            assert all((4 * tensor[r].storage_offset()) % 64 == 0 for r in range(2))
 
 
 def test_a_tape_draws_anew():

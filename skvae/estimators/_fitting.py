@@ -9,16 +9,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from skvae._batches import EVALUATION_ROWS, Data, chunks
+from skvae._batches import Data, chunks
 from skvae._model import Frame, LatentVariableModel, Parts
 from skvae._random import (
     Seeds,
     Streams,
     generator,
     permutations,
-    standard_normal,
     weight_generators,
 )
+from skvae._training import evaluated
 from skvae._validation import warn
 from skvae.metrics import match_components
 
@@ -222,7 +222,7 @@ def split(data, fraction, seed):
     """Random training and validation parts."""
     n = data.n_rows
     n_validation = min(max(1, round(fraction * n)), n - 1)
-    rows = permutations([generator(seed)], n)[0].to(data.device)
+    rows = permutations([generator(seed)], [n])[0].to(data.device)
     return (
         data._replace(rows=rows[n_validation:]),
         data._replace(rows=rows[:n_validation]),
@@ -262,11 +262,9 @@ def drawn(model, data):
 @torch.no_grad()
 def summarise(model, inference, data, seeds):
     """Posterior means ``(R, n, d)`` and weighted mean KL per component ``(R, d)``."""
-    noise_streams = [generator(seed.noise, data.device) for seed in seeds]
     means, total = [], 0.0
-    for x, u, weight in chunks(data, model.rows_at_once(EVALUATION_ROWS)):
+    for x, u, weight, noise in evaluated(model, data, seeds):
         q = inference.posterior(model, x, u)
-        noise = standard_normal(noise_streams, x.shape[1], model.n_latents)
         kl = model.prior.kl_per_dimension(q, q.sample(noise), u)
         total = total + (kl * weight.unsqueeze(-1)).sum(1)
         means.append(q.loc.cpu())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from skvae._batches import Data
+from skvae._optimizer import laid_out
 from skvae._training import Epoch, History, Settings, Training, train
+from skvae._unmixing import unmixable
 
 TRAINER: ContextVar[Callable] = ContextVar("TRAINER", default=train)
 
@@ -92,13 +95,38 @@ def _data_shape(data: Data | None) -> Hashable:
     if data is None:
         return None
     u = None if data.u is None else (data.u.shape[1:], data.u.dtype)
-    return data.n_rows, data.x.shape[1:], data.x.dtype, data.device, u
+    return data.x.shape[1:], data.x.dtype, data.device, u
+
+
+def _counts(request: Request) -> Hashable:
+    """What fits must share of their numbers of rows.
+
+    Folds differ by a row. Where training looks at rows in batches alone, and at each
+    by itself, rows without weight fill up the last batch.
+    """
+    data, validation, model = request.data, request.validation, request.model
+    likelihood = getattr(model, "likelihood", None)
+    inference = request.inference
+    one_by_one = (
+        not inference.draws
+        and inference.coupling is None
+        and request.objective.coupling is None
+        and not (inference.unmix and unmixable(model))
+        and not getattr(likelihood, "resample", False)
+        and not hasattr(likelihood, "lengths")
+        and not data.streamed
+    )
+    n_batches = math.ceil(data.n_rows / request.settings.batch_size)
+    return (
+        n_batches if one_by_one else (data.n_rows,),
+        None if validation is None else validation.n_rows,
+    )
 
 
 def key(request: Request) -> Hashable:
     """Equal for requests that may share a batch, None for one that trains alone.
 
-    Free within a batch are the data, the numbers of rows being equal, the seeds, the
+    Free within a batch are the data, their numbers of rows being alike, the seeds, the
     learning rate, fixed noise and the weight of the KL term.
     """
     objective, settings = request.objective, vars(request.settings)
@@ -110,6 +138,7 @@ def key(request: Request) -> Hashable:
             _structure(request.model, request.n_replicas),
             _data_shape(request.data),
             _data_shape(request.validation),
+            _counts(request),
             (type(objective), _plain(options)),
             _plain(request.inference),
             _plain({k: v for k, v in settings.items() if k != "learning_rate"}),
@@ -161,6 +190,15 @@ def _equal(one: Data, other: Data) -> bool:
     return all(a is b or torch.equal(a, b) for a, b in pairs)
 
 
+def _padded(data: Data, n_rows: int) -> Data:
+    """The data with so many rows: the first ones again, without weight."""
+    missing = n_rows - data.n_rows
+    if not missing:
+        return data
+    x, u = (None if t is None else torch.cat([t, t[:missing]]) for t in data[:2])
+    return Data(x, u, torch.cat([data.weight, data.weight.new_zeros(missing)]))
+
+
 def pooled(parts: list[Data], sizes: list[int]) -> Data:
     """The data of all fits, with equal ones kept once."""
     blocks, owners = [], []
@@ -173,11 +211,14 @@ def pooled(parts: list[Data], sizes: list[int]) -> Data:
         owners += [number] * size
     if len(blocks) == 1:
         return blocks[0]
+    counts = tuple(block.n_rows for block in blocks)
+    blocks = [_padded(block, max(counts)) for block in blocks]
     x, u, weight = (
         None if tensors[0] is None else torch.cat(tensors)
         for tensors in zip(*(block[:3] for block in blocks), strict=True)
     )
-    return Data(x, u, weight, torch.tensor(owners, device=weight.device), len(blocks))
+    owners = torch.tensor(owners, device=weight.device)
+    return Data(x, u, weight, owners, len(blocks), counts=counts)
 
 
 class StackedObjective:
@@ -225,11 +266,10 @@ class Member:
 
     def show(self, values: Tensor) -> None:
         """Give the fit's own model the parameters ``(r, P)``."""
-        start = 0
-        for parameter in self.request.model.parameters():
-            size = parameter.numel() // self.request.n_replicas
-            parameter.data = values[:, start : start + size].view(parameter.shape)
-            start += size
+        parameters = list(self.request.model.parameters())
+        columns, _ = laid_out(parameters, self.request.n_replicas)
+        for parameter, own in zip(parameters, columns, strict=True):
+            parameter.data = values[:, own].view(parameter.shape)
 
     def begin(self) -> Callable | None:
         """Begin an epoch; the function that ends it, or None if a callback failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict, deque
 
@@ -16,8 +17,8 @@ from skvae.model_selection._fibers import Fiber
 
 # Numbers in the parameters of a batch: their gradients and moments beside them, they
 # should stay in the cache from one step to the next.
-BATCH_PARAMETERS = 1 << 21
-MIN_REPLICAS, MAX_REPLICAS = 8, 64
+BATCH_PARAMETERS = 600_000
+MIN_REPLICAS, MAX_REPLICAS = 8, 32
 # Bytes of training data that may wait for a batch to fill.
 WAITING_BYTES = 1 << 30
 
@@ -188,8 +189,11 @@ class BatchingBackend(ParallelBackendBase):
             return
         group = self.waiting[shape]
         group.append(task)
-        enough = self.max_replicas or replicas_for(request)
-        if sum(t.fiber.asked.n_replicas for t in group) >= enough:
+        limit = self.max_replicas or replicas_for(request)
+        waiting = sum(t.fiber.asked.n_replicas for t in group)
+        # Batches of like size, as far as can be told, rather than a small last one.
+        expected = waiting + len(self.ready) * request.n_replicas
+        if waiting >= math.ceil(expected / math.ceil(expected / limit)):
             self._train(shape)
 
     def _train(self, shape):

@@ -130,38 +130,44 @@ class DenseNetwork(nn.Module):
         return self.output.alone(x).unsqueeze(0)
 
 
-def skipped_layers(n_in, n_extra, n_out, generators, width, depth, activation):
-    """First layer, and the later ones with `n_extra` more inputs each."""
+def skipped_layers(n_in, extra, n_out, generators, width, depth, activation):
+    """First layer, and the later ones with `extra` more inputs, a number for each."""
     sizes = [*[width] * depth, n_out]
     gains = [gain(activation)] * (depth - 1) + [OUTPUT_GAIN]
     first = Linear(n_in, width, generators, gain=gain(activation))
     later = [
-        Linear(a + n_extra, b, generators, gain=factor)
-        for (a, b), factor in zip(pairwise(sizes), gains, strict=True)
+        Linear(a + more, b, generators, gain=factor)
+        for (a, b), more, factor in zip(pairwise(sizes), extra, gains, strict=True)
     ]
     return first, nn.ModuleList(later)
 
 
 class SumSkipNetwork(nn.Module):
-    """Every layer reads z, by a sum; all maps of z are one matrix product."""
+    """Every layer reads z, by a sum; all maps of z are one matrix product.
+
+    Without `output`, the last layer does not.
+    """
 
     replayable = True
 
-    def __init__(self, n_in, n_out, generators, width, depth, activation):
+    def __init__(
+        self, n_in, n_out, generators, width, depth, activation, *, output=True
+    ):
         super().__init__()
         self.first, self.layers = skipped_layers(
-            n_in, 0, n_out, generators, width, depth, activation
+            n_in, [0] * depth, n_out, generators, width, depth, activation
         )
-        n_skips = width * (depth - 1) + n_out
+        self.sizes = [width] * (depth - 1) + [n_out] * output
+        n_skips = sum(self.sizes)
         std = OUTPUT_GAIN / math.sqrt(n_in)
         self.skip_weight = normal_weights(generators, n_in, n_skips, std=std)
         self.activation = activation
 
     def forward(self, z: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
-        sizes = [layer.weight.shape[-1] for layer in self.layers]
-        skips = products(z, self.skip_weight).split(sizes, dim=-1)
+        skips = products(z, self.skip_weight).split(self.sizes, dim=-1)
         h = self.first(z)
-        for layer, skip in zip(self.layers, skips, strict=True):
+        for layer, skip in zip(self.layers, skips, strict=False):
             h = layer(activate(h)) + skip
-        return h
+        rest = self.layers[len(self.sizes) :]
+        return rest[0](activate(h)) if rest else h

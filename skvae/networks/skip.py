@@ -1,10 +1,10 @@
 """Skip decoder: the latent code is read again at every layer.
 
 h_1 = act(W_1 z),  h_{l+1} = act(W_l h_l + V_l z),  out = W_L h_L + V_L z
-(Dieng, Kim, Rush, Blei 2019, section 3; z enters the output as in their decoders for
-images and text). Adding an affine map of z before the
-activation and concatenating z to h are the same function; `merge` chooses how it is
-parameterised and initialised.
+(Dieng, Kim, Rush, Blei 2019, section 3). z enters the output in their PixelCNN and LSTM
+and not in their fully connected decoder; `output` chooses. Adding an affine map of z
+before the activation and concatenating z to h are the same function; `merge` chooses
+how it is parameterised and initialised.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class Skip(Specification):
     merge : {"sum", "concat"}, default="sum"
         "sum" adds a separately scaled map of z to each layer's input, "concat"
         appends z to it.
+    output : bool, default=True
+        Whether the output layer reads z as well. It is what prevents collapse: on
+        Omniglot, decoders with skips between hidden layers alone lose all latents
+        where this one keeps them. Without it latents are fewer, and more of what a
+        linear classifier reads.
 
     References
     ----------
@@ -47,13 +52,15 @@ class Skip(Specification):
         "depth": [Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "merge": [StrOptions({"sum", "concat"})],
+        "output": ["boolean"],
     }
 
-    def __init__(self, width=256, depth=2, activation="relu", merge="sum"):
+    def __init__(self, width=256, depth=2, activation="relu", merge="sum", output=True):
         self.width = width
         self.depth = depth
         self.activation = activation
         self.merge = merge
+        self.output = output
 
     def build(self, n_in: int, n_out: int, generators: Sequence[Generator]):
         """Make the module for R replicas, one generator each."""
@@ -63,7 +70,13 @@ class Skip(Specification):
                 f"Got {self.merge!r} instead."
             )
         return MERGES[self.merge](
-            n_in, n_out, generators, self.width, self.depth, self.activation
+            n_in,
+            n_out,
+            generators,
+            self.width,
+            self.depth,
+            self.activation,
+            output=self.output,
         )
 
 
@@ -72,20 +85,23 @@ class ConcatSkipNetwork(nn.Module):
 
     replayable = True
 
-    def __init__(self, n_in, n_out, generators, width, depth, activation):
+    def __init__(self, n_in, n_out, generators, width, depth, activation, *, output):
         super().__init__()
+        extra = [n_in] * (depth - 1) + [n_in if output else 0]
         self.first, self.layers = skipped_layers(
-            n_in, n_in, n_out, generators, width, depth, activation
+            n_in, extra, n_out, generators, width, depth, activation
         )
-        self.activation = activation
+        self.activation, self.output = activation, output
 
     def forward(self, z: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
         z = z.expand(self.first.weight.shape[0], -1, -1)
         h = self.first(z)
-        for layer in self.layers:
+        *hidden, output = self.layers
+        for layer in hidden:
             h = layer(torch.cat([activate(h), z], dim=-1))
-        return h
+        h = activate(h)
+        return output(torch.cat([h, z], dim=-1) if self.output else h)
 
 
 MERGES = {"sum": SumSkipNetwork, "concat": ConcatSkipNetwork}

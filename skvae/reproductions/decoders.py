@@ -7,6 +7,7 @@ Cunningham 2021: an injective decoder keeps every latent, at no loss of likeliho
 from __future__ import annotations
 
 from skvae.estimators import LIDVAE, VAE, SkipVAE
+from skvae.networks import Skip
 from skvae.reproductions._images import (
     LOADERS,
     N_PROBED,
@@ -21,6 +22,7 @@ N_LATENTS, EPOCHS = 32, 20
 METHODS = {
     "VAE": (VAE, {}),
     "SkipVAE": (SkipVAE, {}),
+    "SkipVAE, hidden layers": (SkipVAE, {"decoder": Skip(512, 2, output=False)}),
     "LIDVAE, anchored": (LIDVAE, {"inverse_lipschitz": 1.0}),
     "LIDVAE, brenier": (
         LIDVAE,

@@ -8,6 +8,7 @@ posterior means.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 
@@ -44,7 +45,11 @@ PROBLEMS = {
     for latents, depth in SIZES
     for pixels in PIXELS
 }
-METHODS = {"VAE": (VAE, MLP), "Skip-VAE": (SkipVAE, Skip)}
+METHODS = {
+    "VAE": (VAE, MLP),
+    "Skip-VAE": (SkipVAE, Skip),
+    "Skip-VAE, hidden layers": (SkipVAE, partial(Skip, output=False)),
+}
 
 
 def probes(seed: int) -> dict:
