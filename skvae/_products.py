@@ -61,10 +61,9 @@ ALLOWED = _Allowed()
 
 @cache
 def multiplies_exactly() -> bool:
-    """Whether oneDNN multiplies batches of matrices here, in single precision."""
-    if not HAS_ONEDNN or torch.cpu._is_amx_tile_supported():
-        return False
-    if not hasattr(torch._C, "_set_fp32_precision_setter"):
+    """Whether torch's products by oneDNN are of single precision here."""
+    known = HAS_ONEDNN and hasattr(torch._C, "_set_fp32_precision_setter")
+    if not known or torch.cpu._is_amx_tile_supported():
         return False
     # The products with the identity are exact, but not of bfloat16 or TF32.
     x = torch.full((2, 64, 64), 1.0 + 2.0**-20)
@@ -72,12 +71,19 @@ def multiplies_exactly() -> bool:
         return torch.equal(torch.bmm(x, torch.eye(64).expand(2, 64, 64)), x)
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, **out) -> Tensor:
-    batch = x.dim() == 3
+def _together(x: Tensor, weight: Tensor, bias: Tensor | None, **out) -> Tensor:
+    if bias is None:
+        return torch.bmm(x, weight, **out)
+    return torch.baddbmm(bias, x, weight, **out)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, **out) -> Tensor:
     with ALLOWED:
+        if x.dim() == 3:
+            return _together(x, weight, bias, **out)
         if bias is None:
-            return (torch.bmm if batch else torch.mm)(x, weight, **out)
-        return (torch.baddbmm if batch else torch.addmm)(bias, x, weight, **out)
+            return torch.mm(x, weight, **out)
+        return torch.addmm(bias, x, weight, **out)
 
 
 # An operation of torch's, so that recorded steps hold it as such.
@@ -109,8 +115,7 @@ def _pays_together(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN should multiply these batches of matrices."""
     work = x.numel() * max(weight.shape[-1], NARROW)
     # Threads shorten the products and not the call.
-    enough = work >= LEAST_WORK * torch.get_num_threads()
-    return enough and _plain(x, weight) and multiplies_exactly()
+    return work >= LEAST_WORK * torch.get_num_threads() and _plain(x, weight)
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -137,6 +142,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
+        if x.dim() == 3 and not _pays_together(x, weight):
+            return _together(x, weight, bias)
         if multiplies_exactly():
             return PRODUCTS(x, weight, bias)
         return KERNEL(x, _dense(weight).t(), bias, "none", [], "")
@@ -177,11 +184,13 @@ def products(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias = None if bias is None else bias.reshape(-1)
         return product(x.squeeze(0), weight.squeeze(0), bias).unsqueeze(0)
     x = x.expand(n_replicas, -1, -1)
-    if _pays_together(x, weight):
+    # A narrow layer may pay backwards alone, where x has the shape of the result.
+    like_result = weight[:, :1].expand(-1, x.shape[1], -1)
+    if multiplies_exactly() and (
+        _pays_together(x, weight) or _pays_together(like_result, weight.mT)
+    ):
         return _Product.apply(x, weight, bias)
-    if bias is None:
-        return torch.bmm(x, weight)
-    return torch.baddbmm(bias, x, weight)
+    return _together(x, weight, bias)
 
 
 __all__ = ["PRODUCTS", "product", "products"]

@@ -147,6 +147,20 @@ def test_what_torch_may_round_is_as_it_was_afterwards(together, monkeypatch):
     assert setting() == before
 
 
+@ONEDNN
+def test_a_narrow_layer_may_pay_backwards_alone(together, monkeypatch):
+    x, weight = draw(0, 3, 8, 2), draw(1, 3, 2, 16).requires_grad_()
+    monkeypatch.setattr(_products, "LEAST_WORK", 3 * 8 * 16 * _products.NARROW)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    y = products(x.requires_grad_(), weight)
+    assert not together
+    by_x, by_weight = torch.autograd.grad(torch.tanh(y).sum(), (x, weight))
+    assert len(together) == 1
+    slope = 1.0 - torch.tanh(y).square()
+    torch.testing.assert_close(by_x, slope @ weight.mT)
+    torch.testing.assert_close(by_weight, x.mT @ slope)
+
+
 def test_processors_with_tiles_are_left_to_torch(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert not _products.multiplies_exactly.__wrapped__()
