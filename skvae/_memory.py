@@ -7,6 +7,8 @@ largest one freed so far, at most 32 MB, it keeps: so one is freed, never touche
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 # Just short of the most that glibc takes note of, in bytes.
@@ -16,3 +18,14 @@ KEPT = 31 << 20
 def keep_freed_memory() -> None:
     """Have blocks of up to 31 MB that the process frees kept for its next ones."""
     torch.empty(KEPT, dtype=torch.uint8)
+
+
+def give_back() -> None:
+    """Return what is free to the kernel: of each thread's share, where glibc has one.
+
+    A process that was handed work and keeps much memory looks like one that leaks, and
+    loky starts another in its place.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -26,7 +26,7 @@ WARM_STEPS = 4
 LEAST_STEPS = 100
 # Numbers that the intermediate results may take together: beyond, the arithmetic and
 # the caches decide, and a list of operations saves nothing.
-LARGEST = 1 << 23
+LARGEST = 1 << 24
 # Numbers that are rather copied to where they are read than their readers told.
 LEAST_MOVED = 1 << 14
 

@@ -46,7 +46,7 @@ from skvae.posteriors import EncoderPosterior
 from skvae.priors import StandardNormal
 
 # Elements of the largest temporary array of scoring.
-SCORE_ELEMENTS = 1 << 20
+SCORE_ELEMENTS = 1 << 19
 
 
 def _part(table):

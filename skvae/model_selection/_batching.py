@@ -11,6 +11,7 @@ from joblib import Parallel, delayed
 from joblib.parallel import ParallelBackendBase
 from threadpoolctl import ThreadpoolController
 
+from skvae._memory import give_back
 from skvae._training import train
 from skvae.estimators._stacking import TRAINER, Request, key, train_together
 from skvae.model_selection._fibers import Fiber
@@ -77,6 +78,7 @@ def run_together(functions, max_replicas):
     finally:
         backend.terminate()
     fates = [(task.trained, task.alone, task.failed) for task in tasks]
+    give_back()
     return outcomes, fates, backend.batches
 
 
