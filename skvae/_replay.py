@@ -165,45 +165,51 @@ def constant(function, args, kwargs, result, known: set[int], changed: set[int])
     return shape_alone or places((args, kwargs)) <= known
 
 
-def made_in_place(operations, sharing, changed: set[int]):
-    """The operations without copies of results that can be computed where they go."""
-    kept, touched, made = [], [], {}
-    for function, args, kwargs, result in operations:
-        if function is torch.ops.aten._foreach_copy_.default:
-            left = [
-                (there, here)
-                for there, here in zip(*args, strict=True)
-                if not moved_to(there, here, sharing, changed, made, touched)
-            ]
-            args = tuple(map(list, zip(*left, strict=True)))
-        else:
+def made_in_place(operations, terms, sharing, changed: set[int]):
+    """The operations without copies of results that can be computed where they go.
+
+    A result can if an operation puts it into given memory, no operation reads it but
+    before the copy, and none reads or writes meanwhile where it goes.
+    """
+    touched = [places(operation[1:]) for operation in operations]
+    last = {place: n for n, memory in enumerate(touched) for place in memory}
+    last |= dict.fromkeys(places(terms), len(operations))
+    made, kept = {}, []
+    for n, (function, args, kwargs, result) in enumerate(operations):
+        if function is not torch.ops.aten._foreach_copy_.default:
             for place in places(result) - places((args, kwargs)):
-                made[place] = len(touched), function
-        touched.append(places((args, kwargs)) | places(result))
-        if args or function is not torch.ops.aten._foreach_copy_.default:
+                made[place] = n, function
             kept.append((function, args, kwargs, result))
+            continue
+        left = []
+        for there, here in zip(*args, strict=True):
+            place = here.untyped_storage().data_ptr()
+            aim = there.untyped_storage().data_ptr()
+            start, maker = made.get(place, (0, None))
+            free = last[place] == n and not any(aim in t for t in touched[start:n])
+            able = free and place not in changed and can_write(maker, there)
+            if not (able and moved(sharing[place], there)):
+                left.append((there, here))
+        if left:
+            kept.append(
+                (function, tuple(map(list, zip(*left, strict=True))), kwargs, result)
+            )
     return kept
 
 
-def moved_to(there: Tensor, here: Tensor, sharing, changed, made, touched) -> bool:
-    """Whether `here` and its views could be given the memory of `there`, and were.
+def can_write(function, there: Tensor) -> bool:
+    """Whether an operation puts its result there, with no detour where it has gaps."""
+    if function is None or variant_with_out(function) is None:
+        return False
+    return function is PRODUCTS or there.is_contiguous()
 
-    `made` tells the number and the function of the operation that a piece of memory is
-    the result of, and `touched` what each operation so far reads or writes.
-    """
-    place, aim = here.untyped_storage().data_ptr(), there.untyped_storage().data_ptr()
-    number, function = made.get(place, (0, None))
-    if function is None or place in changed or variant_with_out(function) is None:
+
+def moved(views: list[Tensor], there: Tensor) -> bool:
+    """Whether a result's tensors could be given the memory of `there`, and were."""
+    if not all(t.is_contiguous() and t.numel() == there.numel() for t in views):
         return False
-    # Others are slow where their result has gaps.
-    if not there.is_contiguous() and function is not PRODUCTS:
-        return False
-    views = sharing[place]
-    alike = all(t.shape == there.shape and t.is_contiguous() for t in views)
-    whole = all(t.numel() == there.numel() and t.is_contiguous() for t in views)
-    if not (alike or (whole and there.is_contiguous())):
-        return False
-    if any(aim in memory for memory in touched[number:]):
+    alike = all(t.shape == there.shape for t in views)
+    if not (alike or there.is_contiguous()):
         return False
     for t in views:
         strides = there.stride() if alike else t.stride()
@@ -225,7 +231,7 @@ class Tape:
         for function, args, kwargs, _ in recorder.operations:
             changed |= written(function, args, kwargs)
         self.calls = []
-        operations = made_in_place(recorder.operations, sharing, changed)
+        operations = made_in_place(recorder.operations, self.terms, sharing, changed)
         for function, args, kwargs, result in operations:
             if constant(function, args, kwargs, result, known, changed):
                 known |= places(result)

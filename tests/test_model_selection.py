@@ -23,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skvae import LIDVAE, VAE, IdentifiableVAE, all_estimators, iVAE
+from skvae._batches import Data
 from skvae.estimators import _stacking
 from skvae.estimators._stacking import stack, train_together
 from skvae.inference import Lagging, SemiAmortized
@@ -137,6 +138,23 @@ def test_folds_that_differ_by_a_row_share_a_batch(objective, expected, small_X):
     assert_same_results(batched, single)
     assert_every_fit_once(batched)
     assert sizes(batched) == expected
+
+
+@pytest.mark.parametrize("cls", all_estimators())
+def test_every_estimator_has_its_scores_with_folds_that_differ(cls, segments):
+    names = cls().get_params()
+    options = {**SMALL, "batch_size": 64}
+    estimator = cls(**{name: value for name, value in options.items() if name in names})
+    rows = [part[:-1] for part in segments]
+    assert_same_results(*both(estimator, {"learning_rate": [5e-4, 1e-3]}, *rows))
+
+
+def test_few_rows_are_filled_up_to_many():
+    data = [Data(torch.randn(n, 2), None, torch.ones(n)) for n in (60, 20)]
+    whole = _stacking.pooled(data, [1, 2])
+    assert whole.n_rows == 60
+    assert whole.own_rows(3) == [60, 20, 20]
+    assert whole.total_weight().tolist() == [60.0, 20.0, 20.0]
 
 
 def test_rows_that_fill_up_a_batch_are_not_seen(small_X, monkeypatch):

@@ -270,30 +270,31 @@ def test_a_tape_computes_with_what_its_inputs_hold():
 
 
 def test_results_are_computed_where_they_are_only_copied_to():
-    """The product, the sum and a view go; what is written over or read before stays."""
+    """Two go; what is written over, read later, or comes too early stays."""
     x = torch.randn(4, 3)
-    there = [torch.zeros(1, 3, 3), torch.zeros(1, 1, 3), torch.zeros(3), torch.zeros(3)]
+    there = [torch.zeros(1, 3, 3), torch.zeros(1, 1, 3), *torch.zeros(4, 3)]
 
     def step():
         product, total = x.T @ x, x.sum(0)
-        changed, early = x.mean(0), x.amax(0)
+        changed, early, term, read = x.mean(0), x.amax(0), x.amin(0), x.prod(0)
         changed.mul_(2.0)
         there[3].add_(1.0)
-        here = [product.unsqueeze(0), total.view(1, 1, 3), changed, early]
+        here = [product.unsqueeze(0), total.view(1, 1, 3), changed, early, term, read]
         torch._foreach_copy_(there, here)
-        return (product, changed)
+        there[5].mul_(3.0)
+        return (term, read + 1.0)
 
     tape = Tape(step)
     (copied,) = [args[0] for _, args, _ in tape.calls if isinstance(args[0], list)]
-    assert len(copied) == 2
+    assert len(copied) == 4
     for _ in range(2):
         x.copy_(torch.randn(4, 3))
         tape.replay()
-        expected = x.T @ x, x.sum(0), 2.0 * x.mean(0), x.amax(0)
-        for found, value in zip(there, expected, strict=True):
+        expected = x.T @ x, x.sum(0), 2.0 * x.mean(0), x.amax(0), x.amin(0)
+        for found, value in zip(there, (*expected, 3.0 * x.prod(0)), strict=True):
             torch.testing.assert_close(found.view(value.shape), value)
-        torch.testing.assert_close(tape.terms[0], expected[0])
-        assert tape.terms[0].data_ptr() == there[0].data_ptr()
+        torch.testing.assert_close(tape.terms[0], x.amin(0))
+        torch.testing.assert_close(tape.terms[1], x.prod(0) + 1.0)
 
 
 @pytest.mark.skipif(not multiplies_exactly(), reason="needs oneDNN's batches")
@@ -304,7 +305,7 @@ def test_batches_are_computed_into_places_with_gaps():
     def step():
         product = torch.ops.skvae.products(x.mT, weight, None)
         torch._foreach_copy_([there], [product])
-        return (product,)
+        return ()
 
     tape = Tape(step)
     assert len(tape.calls) == 1

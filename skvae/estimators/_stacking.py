@@ -192,11 +192,13 @@ def _equal(one: Data, other: Data) -> bool:
 
 def _padded(data: Data, n_rows: int) -> Data:
     """The data with so many rows: the first ones again, without weight."""
-    missing = n_rows - data.n_rows
-    if not missing:
+    n = data.n_rows
+    if n == n_rows:
         return data
-    x, u = (None if t is None else torch.cat([t, t[:missing]]) for t in data[:2])
-    return Data(x, u, torch.cat([data.weight, data.weight.new_zeros(missing)]))
+    rows = torch.arange(n_rows, device=data.x.device) % n
+    x, u, weight = (None if t is None else t.index_select(0, rows) for t in data[:3])
+    weight[n:] = 0.0
+    return Data(x, u, weight)
 
 
 def pooled(parts: list[Data], sizes: list[int]) -> Data:
