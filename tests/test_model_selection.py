@@ -151,7 +151,7 @@ def test_every_estimator_has_its_scores_with_folds_that_differ(cls, segments):
     for split in range(3):
         name = f"split{split}_test_score"
         found, expected = batched.cv_results_[name], single.cv_results_[name]
-        np.testing.assert_allclose(found, expected, rtol=5e-4)
+        np.testing.assert_allclose(found, expected, rtol=5e-4, atol=1e-3)
 
 
 def test_few_rows_are_filled_up_to_many():
