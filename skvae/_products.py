@@ -111,9 +111,9 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
     return KERNEL is not None and work >= LEAST_WORK and _plain(x, weight)
 
 
-def _pays_together(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN should multiply these batches of matrices."""
-    work = x.numel() * max(weight.shape[-1], NARROW)
+def _pays_together(x: Tensor, weight: Tensor, n_in: int, n_out: int) -> bool:
+    """Whether oneDNN should multiply these batches, of so many columns each."""
+    work = len(weight) * x.shape[1] * n_in * max(n_out, NARROW)
     # Threads shorten the products and not the call.
     return work >= LEAST_WORK * torch.get_num_threads() and _plain(x, weight)
 
@@ -142,7 +142,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        if x.dim() == 3 and not _pays_together(x, weight):
+        if x.dim() == 3 and not _pays_together(x, weight, *weight.shape[1:]):
             return _together(x, weight, bias)
         if multiplies_exactly():
             return PRODUCTS(x, weight, bias)
@@ -184,10 +184,10 @@ def products(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias = None if bias is None else bias.reshape(-1)
         return product(x.squeeze(0), weight.squeeze(0), bias).unsqueeze(0)
     x = x.expand(n_replicas, -1, -1)
-    # A narrow layer may pay backwards alone, where x has the shape of the result.
-    like_result = weight[:, :1].expand(-1, x.shape[1], -1)
+    n, m = weight.shape[1:]
+    # A narrow layer may pay backwards alone.
     if multiplies_exactly() and (
-        _pays_together(x, weight) or _pays_together(like_result, weight.mT)
+        _pays_together(x, weight, n, m) or _pays_together(x, weight, m, n)
     ):
         return _Product.apply(x, weight, bias)
     return _together(x, weight, bias)

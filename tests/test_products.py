@@ -161,6 +161,12 @@ def test_a_narrow_layer_may_pay_backwards_alone(together, monkeypatch):
     torch.testing.assert_close(by_weight, x.mT @ slope)
 
 
+def test_layers_that_read_nothing_are_their_bias():
+    bias = draw(2, 3, 1, M)
+    found = products(torch.zeros(3, B, 0), torch.zeros(3, 0, M), bias)
+    assert torch.equal(found, bias.expand(3, B, M))
+
+
 def test_processors_with_tiles_are_left_to_torch(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert not _products.multiplies_exactly.__wrapped__()
@@ -172,7 +178,7 @@ def test_more_threads_ask_for_more_work(monkeypatch):
     x, weight = torch.empty(8, 128, 64), torch.empty(8, 64, 64)
     for n_threads, expected in ((1, True), (2, True), (4, False)):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
-        assert _products._pays_together(x, weight) == expected
+        assert _products._pays_together(x, weight, 64, 64) == expected
 
 
 @ONEDNN
