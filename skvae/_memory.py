@@ -8,6 +8,7 @@ largest one freed so far, at most 32 MB, it keeps: so one is freed, never touche
 from __future__ import annotations
 
 import ctypes
+import platform
 
 import torch
 
@@ -26,6 +27,5 @@ def give_back() -> None:
     A process that was handed work and keeps much memory looks like one that leaks, and
     loky starts another in its place.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

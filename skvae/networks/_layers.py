@@ -158,9 +158,8 @@ class SumSkipNetwork(nn.Module):
             n_in, [0] * depth, n_out, generators, width, depth, activation
         )
         self.sizes = [width] * (depth - 1) + [n_out] * output
-        n_skips = sum(self.sizes)
         std = OUTPUT_GAIN / math.sqrt(n_in)
-        self.skip_weight = normal_weights(generators, n_in, n_skips, std=std)
+        self.skip_weight = normal_weights(generators, n_in, sum(self.sizes), std=std)
         self.activation = activation
 
     def forward(self, z: Tensor) -> Tensor:
