@@ -138,8 +138,7 @@ def noise_shape(n_rows: int, n_latents: int, n_draws: int) -> tuple[int, ...]:
 
 
 def cut(data: Data, rows: Tensor, noise: Tensor, processes: Ranks = ALONE) -> Batch:
-    """The batch of the row numbers ``(R, B)``, in the dtype of the weights."""
-    rows = data.numbers(rows)
+    """The batch of rows at these :meth:`Data.numbers`, in the dtype of the weights."""
     share = None
     if processes.size > 1:
         weight = data.weight.index_select(0, rows.reshape(-1)).view(rows.shape)
@@ -198,6 +197,7 @@ def batches(
         if data.streamed:
             source = data.moved(rows)
             rows = torch.arange(size, device=data.device).expand(len(rows), size)
+        rows = source.numbers(rows)
         for offset in range(0, size, batch_size):
             part = slice(offset, min(offset + batch_size, size))
             yield cut(source, rows[:, part], noise[:, part], processes)

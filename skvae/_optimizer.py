@@ -47,6 +47,18 @@ def _clipping(norms: Tensor, typical: Tensor) -> tuple[Tensor, Tensor]:
     return divisor, torch.lerp(known, norms / divisor, 1.0 - CLIP_MEMORY)
 
 
+def _shorten(gradients: Tensor, divisor: Tensor) -> None:
+    """Divide each replica's gradient, in most steps none."""
+    if divisor.max() > 1.0:
+        gradients.div_(divisor.unsqueeze(1))
+
+
+# An operation of torch's, so that recorded steps decide anew each time.
+_LIBRARY = torch.library.Library("skvae", "FRAGMENT")
+_LIBRARY.define("shorten_(Tensor(a!) gradients, Tensor divisor) -> ()")
+_LIBRARY.impl("shorten_", _shorten, "CPU")
+
+
 def laid_out(parameters: Sequence[Tensor], n_replicas: int) -> tuple[list[slice], int]:
     """Columns of each parameter in a buffer ``(R, P)`` of all of them, and P."""
     columns, start = [], 0
@@ -137,10 +149,12 @@ class FlatAdam:
         divisor, typical = _clipping(norms, self.typical_norm)
         self.typical_norm.copy_(typical)
         scale = None
-        if len(rates) > 1:
-            self.gradients.div_(divisor.unsqueeze(1))
-        else:
+        if len(rates) == 1:
             scale = divisor.squeeze(0)
+        elif self.gradients.device.type == "cpu":
+            torch.ops.skvae.shorten_(self.gradients, divisor)
+        else:
+            self.gradients.div_(divisor.unsqueeze(1))
         self.count += 1
         for rows, rate in self.groups:
             torch._fused_adam_(

@@ -94,6 +94,8 @@ _LIBRARY.define(f"products.out({_ARGUMENTS}, *, Tensor(a!) out) -> Tensor(a!)")
 _LIBRARY.impl("products", _multiply, "CPU")
 _LIBRARY.impl("products.out", _multiply, "CPU")
 PRODUCTS = torch.ops.skvae.products.default
+# What recorded steps call, past torch's search for it.
+DIRECT = {PRODUCTS: _multiply}
 
 
 def _plain(x: Tensor, weight: Tensor) -> bool:
@@ -120,7 +122,7 @@ def _pays_together(x: Tensor, weight: Tensor, n_in: int, n_out: int) -> bool:
 
 def _dense(weight: Tensor) -> Tensor:
     """`weight`, copied where it has gaps: oneDNN multiplies such with a plain loop."""
-    if weight.is_contiguous() or weight.t().is_contiguous():
+    if weight.is_contiguous() or weight.mT.is_contiguous():
         return weight
     return weight.contiguous()
 
@@ -189,8 +191,9 @@ def products(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if multiplies_exactly() and (
         _pays_together(x, weight, n, m) or _pays_together(x, weight, m, n)
     ):
-        return _Product.apply(x, weight, bias)
+        # The products copy weights that have gaps, the transposed ones slowly.
+        return _Product.apply(x, _dense(weight), bias)
     return _together(x, weight, bias)
 
 
-__all__ = ["PRODUCTS", "product", "products"]
+__all__ = ["DIRECT", "PRODUCTS", "product", "products"]

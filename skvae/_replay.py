@@ -12,6 +12,7 @@ compared with it, and a step that its operations do not tell is never replayed.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import contextmanager
 from functools import cache
 
@@ -19,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skvae._products import PRODUCTS
+from skvae._products import DIRECT, PRODUCTS
 
 # Steps of a kind before it is recorded, and steps of a run below which none is.
 WARM_STEPS = 4
 LEAST_STEPS = 100
-# Numbers that the intermediate results may take together: beyond, the arithmetic and
+# Bytes that the intermediate results may take together: beyond, the arithmetic and
 # the caches decide, and a list of operations saves nothing.
-LARGEST = 1 << 24
+LARGEST = 1 << 26
 # Numbers that are rather copied to where they are read than their readers told.
 LEAST_MOVED = 1 << 14
 
@@ -79,7 +80,9 @@ def decides_by_values(function, args) -> bool:
 
 @cache
 def variant_with_out(function):
-    """The overload that writes into given memory, and the name of that argument."""
+    """What writes the result into given memory, and the name of that argument."""
+    if function in DIRECT:
+        return DIRECT[function], "out"
     wanted = [(a.name, str(a.type)) for a in function._schema.arguments]
     for name in function.overloadpacket.overloads():
         other = getattr(function.overloadpacket, name)
@@ -142,6 +145,9 @@ def replayable_call(function, args, kwargs, result, sharing):
     memory = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
     if all(t.untyped_storage().data_ptr() in memory for t in results):
         return None
+    if function is torch.ops.aten.clone.default:
+        # Its variant with given memory copies twice.
+        return torch.ops.aten.copy_.default._op, (result, args[0]), {}
     variant = variant_with_out(function)
     if variant is None:
         if isinstance(result, Tensor) and result.numel() >= LEAST_MOVED:
@@ -217,21 +223,66 @@ def moved(views: list[Tensor], there: Tensor) -> bool:
     return True
 
 
+def laid_alike(function, args, kwargs, result) -> set[int]:
+    """Where the arguments are that the result may be written over as it comes."""
+    if torch.Tag.pointwise not in function.tags:
+        return set()
+
+    def layout(t):
+        return t.shape, t.stride(), t.storage_offset(), t.untyped_storage().nbytes()
+
+    alike, unlike = set(), set()
+    for t in tensors((args, kwargs)):
+        same = layout(t) == layout(result)
+        (alike if same else unlike).add(t.untyped_storage().data_ptr())
+    return alike - unlike
+
+
+@torch.no_grad()
+def share_memory(operations, sharing, owned: set[int]) -> int:
+    """Give results the memory of earlier ones that nobody reads any more.
+
+    Written lately, it is likelier to be in the cache than memory of their own. `owned`
+    is where the results are that may go elsewhere; returns the bytes that they take.
+    """
+    touched = [places(operation[1:]) & owned for operation in operations]
+    alike = [laid_alike(*operation) for operation in operations]
+    last = {place: n for n, memory in enumerate(touched) for place in memory}
+    where, idle, size = {}, defaultdict(list), 0
+    for n, memory in enumerate(touched):
+        old, new = memory & where.keys(), memory - where.keys()
+        ending = {place for place in memory if last[place] == n}
+        for place in ending & old & alike[n]:
+            idle[where[place].nbytes()].append(where[place])
+        for place in new:
+            where[place] = storage = sharing[place][0].untyped_storage()
+            if idle[storage.nbytes()]:
+                where[place] = idle[storage.nbytes()].pop()
+                for t in sharing[place]:
+                    t.set_(where[place], t.storage_offset(), t.size(), t.stride())
+            else:
+                size += storage.nbytes()
+        for place in ending - (old & alike[n]):
+            idle[where[place].nbytes()].append(where[place])
+    return size
+
+
 class Tape:
     """A recorded step on the CPU."""
 
     def __init__(self, step):
         with Recorder() as recorder:
             self.terms = step()
-        storages, sharing, known = {}, {}, set()
+        sharing, known = {}, set()
         found = tensors((recorder.operations, self.terms))
         for t in {id(t): t for t in found}.values():
             sharing.setdefault(t.untyped_storage().data_ptr(), []).append(t)
-        changed = set()
-        for function, args, kwargs, _ in recorder.operations:
+        changed, made = set(), set()
+        for function, args, kwargs, result in recorder.operations:
             changed |= written(function, args, kwargs)
-        self.calls = []
+            made |= places(result) - places((args, kwargs))
         operations = made_in_place(recorder.operations, self.terms, sharing, changed)
+        self.calls, repeated, owned = [], [], set()
         for function, args, kwargs, result in operations:
             if constant(function, args, kwargs, result, known, changed):
                 known |= places(result)
@@ -240,10 +291,12 @@ class Tape:
             if call is None:
                 continue
             self.calls.append(call)
-            if not function._schema.is_mutable:
-                for t in tensors(result):
-                    storages[t.untyped_storage().data_ptr()] = t.numel()
-        if sum(storages.values()) > LARGEST:
+            repeated.append((function, args, kwargs, result))
+            if variant_with_out(function) is not None:
+                owned |= places(result) & made
+        # The terms of this step are read yet, and those of every replay.
+        owned -= places(self.terms)
+        if share_memory(repeated, sharing, owned) > LARGEST:
             raise NotReplayableError("The intermediate results take too much memory.")
 
     @torch.no_grad()

@@ -180,7 +180,8 @@ class State:
             else:
                 rows.append(torch.arange(size))
                 noise.append(torch.zeros(shape, dtype=dtype, device=device))
-        batch = cut(self.data, torch.stack(rows).to(device), torch.stack(noise))
+        numbers = self.data.numbers(torch.stack(rows).to(device))
+        batch = cut(self.data, numbers, torch.stack(noise))
         return self.resampled(batch, active)
 
 
@@ -297,7 +298,8 @@ class Training:
         means = (totals.sum(0) / self.data.total_weight()).tolist()
         finite = (
             torch.isfinite(totals).all(0).all(0)
-            & torch.isfinite(self.optimizer.values).all(1)
+            # A number that is not finite stays so in the sum.
+            & torch.isfinite(self.optimizer.values.sum(1))
         ).tolist()
         if not all(finite):
             self.roll_back(number, finite, totals)

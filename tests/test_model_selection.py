@@ -411,6 +411,17 @@ def test_failing_candidates_get_error_score_and_the_others_train(small_X):
     assert results[0].unstacked_ == []
 
 
+def test_an_error_of_a_whole_batch_is_told_once(small_X, monkeypatch):
+    def broken(requests):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(_batching, "train_together", broken)
+    search = BatchedGridSearchCV(VAE(2, **SMALL), {"beta": [1.0, 2.0]}, cv=3)
+    with pytest.raises(ValueError, match="All the 6 fits failed") as raised:
+        search.fit(small_X)
+    assert str(raised.value).count("RuntimeError: out of memory") == 1
+
+
 def test_divergence_of_one_candidate_leaves_its_batch_alone(small_X):
     grid = {"learning_rate": [1e-3, 1e30]}
     vae = VAE(**{**SMALL, "max_iter": 8})

@@ -315,6 +315,38 @@ def test_batches_are_computed_into_places_with_gaps():
     assert there._base.count_nonzero() == there.numel()
 
 
+def test_results_take_the_memory_of_those_that_nobody_reads_any_more():
+    """But not of what is read in another order, in other places or later."""
+    x, there = torch.randn(4, 4), torch.zeros(4, 4)
+
+    def compute():
+        term = x.sin()
+        chain = (x + 1.0).exp().cos().mul(2.0)
+        turned = chain + chain.mT
+        product = turned @ turned
+        kept = product.sqrt().nan_to_num()
+        shifted = kept[:2] + kept[2:]
+        return term, shifted, kept.tanh() + turned
+
+    def step():
+        term, shifted, last = compute()
+        there.copy_(last)
+        return term, shifted
+
+    tape = Tape(step)
+    for found, value in zip((*tape.terms, there), compute(), strict=True):
+        assert torch.equal(found, value)
+    for _ in range(2):
+        x.copy_(torch.randn(4, 4))
+        tape.replay()
+        for found, value in zip((*tape.terms, there), compute(), strict=True):
+            assert torch.equal(found, value)
+    results = [kwargs["out"] for _, _, kwargs in tape.calls if "out" in kwargs]
+    # The two terms, and two in place of ten.
+    assert len(results) == 12
+    assert len({t.untyped_storage().data_ptr() for t in results}) == 4
+
+
 def test_what_never_changes_is_not_computed_again():
     x, written = torch.randn(4), torch.zeros(4)
 

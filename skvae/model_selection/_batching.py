@@ -227,7 +227,13 @@ class BatchingBackend(ParallelBackendBase):
         self.batches.append(
             {"tasks": numbers, "n_replicas": sum(sizes), "seconds": seconds}
         )
-        for task, answer, size in zip(group, answers, sizes, strict=True):
+        traces = [getattr(answer, "__traceback__", None) for answer in answers]
+        for task, answer, size, trace in zip(
+            group, answers, sizes, traces, strict=True
+        ):
+            if trace is not None:
+                # The last task to raise this error has added its frames.
+                answer = answer.with_traceback(trace)
             task.trained = True
             task.own_seconds += seconds * size / sum(sizes)
             self._advance(task, answer)
