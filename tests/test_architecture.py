@@ -737,6 +737,16 @@ def run_python(code):
     return done.stdout.split()
 
 
+def test_a_method_is_read_when_it_is_first_used():
+    loaded = run_python("""
+        import sys
+        from skvae import VAE
+        print(*(name for name in sys.modules if name.startswith("skvae.estimators.")))
+    """)
+    public = {name for name in loaded if not name.split(".")[-1].startswith("_")}
+    assert public == {"skvae.estimators.vae"}
+
+
 @pytest.mark.parametrize("part", sorted(BESIDE))
 def test_part_works_without_torch(part):
     loaded = run_python(f"""

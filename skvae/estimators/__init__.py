@@ -1,17 +1,24 @@
-"""One published method, one file."""
+"""One published method, one file, which is read when its name is first used."""
 
-from skvae.estimators.identifiable_vae import IdentifiableVAE
-from skvae.estimators.iflow import iFlow
-from skvae.estimators.ivae import iVAE
-from skvae.estimators.lidmvae import LIDMVAE
-from skvae.estimators.lidsvae import LIDSVAE
-from skvae.estimators.lidvae import LIDVAE
-from skvae.estimators.mixture_vae import MixtureVAE
-from skvae.estimators.sequence_vae import SequenceVAE
-from skvae.estimators.skip_sequence_vae import SkipSequenceVAE
-from skvae.estimators.skip_vae import SkipVAE
-from skvae.estimators.tcl import TCL
-from skvae.estimators.vae import VAE
+from importlib import import_module
+
+# The module of each estimator: those for tables of numbers, those for documents.
+_FOR_TABLES = {
+    "VAE": "vae",
+    "SkipVAE": "skip_vae",
+    "LIDVAE": "lidvae",
+    "iVAE": "ivae",
+    "iFlow": "iflow",
+    "IdentifiableVAE": "identifiable_vae",
+    "MixtureVAE": "mixture_vae",
+    "LIDMVAE": "lidmvae",
+}
+_FOR_DOCUMENTS = {
+    "SequenceVAE": "sequence_vae",
+    "SkipSequenceVAE": "skip_sequence_vae",
+    "LIDSVAE": "lidsvae",
+}
+_HOME = {**_FOR_TABLES, **_FOR_DOCUMENTS, "TCL": "tcl"}
 
 __all__ = [
     "LIDMVAE",
@@ -30,6 +37,16 @@ __all__ = [
 ]
 
 
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
+
+
 def all_estimators():
     """Return the estimator classes for tables of numbers.
 
@@ -45,18 +62,9 @@ def all_estimators():
     >>> [cls.__name__ for cls in all_estimators()][:4]
     ['VAE', 'SkipVAE', 'LIDVAE', 'iVAE']
     """
-    return [
-        VAE,
-        SkipVAE,
-        LIDVAE,
-        iVAE,
-        iFlow,
-        IdentifiableVAE,
-        MixtureVAE,
-        LIDMVAE,
-    ]
+    return [__getattr__(name) for name in _FOR_TABLES]
 
 
 def sequence_estimators():
     """Return the estimator classes for token matrices, and so for documents."""
-    return [SequenceVAE, SkipSequenceVAE, LIDSVAE]
+    return [__getattr__(name) for name in _FOR_DOCUMENTS]
