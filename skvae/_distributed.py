@@ -29,9 +29,13 @@ class Share(NamedTuple):
     fraction: Tensor
     counts: bool
 
-    def combine(self, gradients: Tensor) -> None:
-        """Replace the gradient of the part's mean ``(R, P)`` by that of the batch's."""
-        gradients.mul_(self.fraction.unsqueeze(1))
+    def combine(self, gradients: Tensor, pieces: list[Tensor]) -> None:
+        """Replace the gradient of the part's mean by that of the batch's.
+
+        It is in `pieces` ``(R, n)`` of the flat buffer `gradients`.
+        """
+        for piece in pieces:
+            piece.mul_(self.fraction.unsqueeze(1))
         torch.distributed.all_reduce(gradients)
 
     def of(self, sums: Tensor) -> Tensor:

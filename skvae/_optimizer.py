@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -47,83 +47,124 @@ def _clipping(norms: Tensor, typical: Tensor) -> tuple[Tensor, Tensor]:
     return divisor, torch.lerp(known, norms / divisor, 1.0 - CLIP_MEMORY)
 
 
-def _shorten(gradients: Tensor, divisor: Tensor) -> None:
+def _shorten(gradients: list[Tensor], divisor: Tensor) -> None:
     """Divide each replica's gradient, in most steps none."""
     if divisor.max() > 1.0:
-        gradients.div_(divisor.unsqueeze(1))
+        for piece in gradients:
+            piece.div_(divisor.unsqueeze(1))
 
 
 # An operation of torch's, so that recorded steps decide anew each time.
 _LIBRARY = torch.library.Library("skvae", "FRAGMENT")
-_LIBRARY.define("shorten_(Tensor(a!) gradients, Tensor divisor) -> ()")
+_LIBRARY.define("shorten_(Tensor(a!)[] gradients, Tensor divisor) -> ()")
 _LIBRARY.impl("shorten_", _shorten, "CPU")
 
 
-def laid_out(parameters: Sequence[Tensor], n_replicas: int) -> tuple[list[slice], int]:
-    """Columns of each parameter in a buffer ``(R, P)`` of all of them, and P."""
-    columns, start = [], 0
-    for p in parameters:
-        size = p.numel() // n_replicas
-        columns.append(slice(start, start + size))
-        start += -(-size // ALIGNED) * ALIGNED
-    return columns, start
+class Layout:
+    """Where the parameters of R models are in one flat buffer.
+
+    Those of all replicas lie side by side, parameter after parameter: batches of
+    matrices without gaps are multiplied as they are, and others copied first.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]):
+        self.shapes = [p.shape for p in parameters]
+        self.places, start = [], 0
+        for p in parameters:
+            self.places.append(slice(start, start + p.numel()))
+            start += -(-p.numel() // ALIGNED) * ALIGNED
+        self.size = start
+
+    def views(self, buffer: Tensor, replicas: slice = slice(None)) -> list[Tensor]:
+        """The parameters of some replicas in a buffer, ``(r, ...)`` each."""
+        pairs = zip(self.places, self.shapes, strict=True)
+        return [buffer[place].view(shape)[replicas] for place, shape in pairs]
+
+    def rows(self, buffer: Tensor) -> list[Tensor]:
+        """The numbers of each replica in few pieces, ``(R, n)`` each."""
+        if self.shapes[0][0] == 1:
+            return [buffer.view(1, -1)]
+        return [view.flatten(1) for view in self.views(buffer)]
+
+    def put(self, buffer: Tensor, replica: int, values: Tensor) -> None:
+        """Give one replica in a buffer what it has in another."""
+        own = slice(replica, replica + 1)
+        torch._foreach_copy_(self.views(buffer, own), self.views(values, own))
+
+
+def norms_of(pieces: list[Tensor]) -> Tensor:
+    """Length of each replica's row in pieces ``(R, n)``, shape ``(R,)``."""
+    norms = [torch.linalg.vector_norm(piece, dim=1) for piece in pieces]
+    if len(norms) == 1:
+        return norms[0]
+    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+
+def runs(rates: Sequence[float]) -> tuple[int, ...]:
+    """Where neighbours stop having the same rate, and the number of them all."""
+    ends = [k for k in range(1, len(rates)) if rates[k] != rates[k - 1]]
+    return (*ends, len(rates))
 
 
 class FlatAdam:
     """Adam over all parameters of a model with R replicas.
 
-    The parameters become views of `values` ``(R, P)``, and their gradients are copied
-    side by side into `gradients`, so that per-replica norms and the update are single
-    operations.
+    The parameters become views of the flat buffer `values`, laid out as `layout` says,
+    and their gradients are copied side by side into `gradients`, so that the update is
+    a single operation.
     """
 
     def __init__(self, model: nn.Module, n_replicas: int):
         self.parameters = parameters = list(model.parameters())
-        columns, size = laid_out(parameters, n_replicas)
+        self.layout = Layout(parameters)
         like = parameters[0]
-        self.values = like.new_zeros(n_replicas, size)
-        self.gradients = torch.zeros_like(self.values)
-        self.slots = []
-        for p, own in zip(parameters, columns, strict=True):
-            view = self.values[:, own].view(p.shape)
+        self.values = like.new_zeros(self.layout.size)
+        for p, view in zip(parameters, self.layout.views(self.values), strict=True):
             view.copy_(p.detach())
             p.data = view
-            self.slots.append(self.gradients[:, own].view(p.shape))
+        self.gradients = torch.zeros_like(self.values)
+        self.slots = self.layout.views(self.gradients)
+        self.pieces = self.layout.rows(self.gradients)
         self.first = torch.zeros_like(self.values)
         self.second = torch.zeros_like(self.values)
         self.count = torch.zeros((), device=like.device)
         self.typical_norm = like.new_zeros(n_replicas)
         self.norm_sum = like.new_zeros(n_replicas)
         self.rates: list[float] = []
-        self.groups: list[tuple[slice, Tensor]] = []
+        self.runs: tuple[int, ...] = ()
+        self.groups: dict[tuple, list] = {}
         self.share = None
 
     def combine(self) -> None:
         """Add up the gradients of the processes that share a batch."""
         if self.share is not None:
-            self.share.combine(self.gradients)
+            self.share.combine(self.gradients, self.pieces)
 
     def use(self, rates: Sequence[float]) -> None:
         """Set the learning rates, one per replica.
 
-        They stand in tensors that stay, one for each group of replicas that steps at
+        They stand in tensors that stay, one for each run of replicas that step at
         once, so that a recorded step finds them.
         """
         if self.rates == list(rates):
             return
-        distinct = [rates[0]] if len(set(rates)) == 1 else rates
-        if len(distinct) != len(self.groups):
-            size = len(rates) // len(distinct)
-            # The kernel for the CPU computes with doubles, that for CUDA with floats.
-            on_cpu = self.values.device.type == "cpu"
-            dtype = torch.float64 if on_cpu else torch.float32
-            self.groups = [
-                (slice(start, start + size), self.values.new_empty((), dtype=dtype))
-                for start in range(0, len(rates), size)
-            ]
-        for (_, rate), value in zip(self.groups, distinct, strict=True):
-            rate.fill_(value)
-        self.rates = list(rates)
+        self.rates, self.runs = list(rates), runs(rates)
+        if self.runs not in self.groups:
+            self.groups[self.runs] = list(self.grouped())
+        for end, (rate, _) in zip(self.runs, self.groups[self.runs], strict=True):
+            rate.fill_(rates[end - 1])
+
+    def grouped(self):
+        """For each run of replicas, a tensor for their rate and what Adam works on."""
+        # The kernel for the CPU computes with doubles, that for CUDA with floats.
+        on_cpu = self.values.device.type == "cpu"
+        dtype = torch.float64 if on_cpu else torch.float32
+        buffers = self.values, self.gradients, self.first, self.second
+        for start, end in pairwise((0, *self.runs)):
+            own = [[buffer] for buffer in buffers]
+            if len(self.runs) > 1:
+                own = [self.layout.views(b, slice(start, end)) for b in buffers]
+            yield self.values.new_empty((), dtype=dtype), own
 
     def differentiate(self, loss: Tensor, parameters=None) -> None:
         """Put the gradient of a scalar into `gradients`.
@@ -144,7 +185,7 @@ class FlatAdam:
         """One update with one learning rate per replica."""
         self.combine()
         self.use(rates)
-        norms = torch.linalg.vector_norm(self.gradients, dim=1)
+        norms = norms_of(self.pieces)
         self.norm_sum += norms
         divisor, typical = _clipping(norms, self.typical_norm)
         self.typical_norm.copy_(typical)
@@ -152,21 +193,15 @@ class FlatAdam:
         if len(rates) == 1:
             scale = divisor.squeeze(0)
         elif self.gradients.device.type == "cpu":
-            torch.ops.skvae.shorten_(self.gradients, divisor)
+            torch.ops.skvae.shorten_(self.pieces, divisor)
         else:
-            self.gradients.div_(divisor.unsqueeze(1))
+            for piece in self.pieces:
+                piece.div_(divisor.unsqueeze(1))
         self.count += 1
-        for rows, rate in self.groups:
+        for rate, tensors in self.groups[self.runs]:
+            counts = [self.count] * len(tensors[0])
             torch._fused_adam_(
-                [self.values[rows]],
-                [self.gradients[rows]],
-                [self.first[rows]],
-                [self.second[rows]],
-                [],
-                [self.count],
-                lr=rate,
-                grad_scale=scale,
-                **OPTIONS,
+                *tensors, [], counts, lr=rate, grad_scale=scale, **OPTIONS
             )
 
     def tensors(self) -> list[Tensor]:
@@ -176,9 +211,10 @@ class FlatAdam:
 
     def restore(self, replica: int, values: Tensor) -> None:
         """Put back one replica's parameters and forget its momentum."""
-        self.values[replica] = values[replica]
-        self.first[replica] = 0.0
-        self.second[replica] = 0.0
+        self.layout.put(self.values, replica, values)
+        nothing = torch.zeros_like(self.values)
+        self.layout.put(self.first, replica, nothing)
+        self.layout.put(self.second, replica, nothing)
         self.typical_norm[replica] = 0.0
 
     def state(self) -> dict[str, Tensor]:
@@ -189,9 +225,9 @@ class FlatAdam:
         """Continue from an earlier :meth:`state`, be it of other groups."""
         for name in STATE:
             own, value = getattr(self, name), state[name].to(self.values.device)
-            if value.shape != own.shape:
-                value = value.mean().expand_as(own)
-            setattr(self, name, value.clone())
+            # Groups count their steps, and the lengths of gradients, apart.
+            same = value.shape == own.shape or name in ("first", "second")
+            own.copy_(value if same else value.mean())
 
 
 class GroupedAdam(FlatAdam):
@@ -208,14 +244,16 @@ class GroupedAdam(FlatAdam):
         listed = [id(p) for group in self.parts for p in group]
         if listed != [id(p) for p in self.parameters]:
             raise ValueError("The groups must be all parameters, in their order.")
-        sizes = [laid_out(group, n_replicas)[1] for group in self.parts]
-        self.columns = [
+        sizes = [len(group) for group in self.parts]
+        self.members = [
             slice(end - size, end)
             for size, end in zip(sizes, accumulate(sizes), strict=True)
         ]
         shape = n_replicas, len(self.parts)
         self.count = torch.zeros(shape, device=self.values.device)
         self.typical_norm = self.values.new_zeros(shape)
+        buffers = self.values, self.gradients, self.first, self.second
+        self.views = [self.layout.views(buffer) for buffer in buffers]
 
     def step(self, rates: Sequence[float], chosen=None, record: bool = True) -> None:
         """Update the groups that `chosen`, ``(R, G)`` booleans, names; None is all.
@@ -225,10 +263,9 @@ class GroupedAdam(FlatAdam):
         if chosen is None:
             chosen = [[True] * len(self.parts)] * len(rates)
         self.combine()
-        pieces = [self.gradients[:, columns] for columns in self.columns]
-        norms = torch.stack(
-            [torch.linalg.vector_norm(piece, dim=1) for piece in pieces], dim=1
-        )
+        pieces = [slot.flatten(1) for slot in self.slots]
+        norms = [norms_of(pieces[members]) for members in self.members]
+        norms = torch.stack(norms, dim=1)
         mask = torch.tensor(chosen, device=norms.device)
         divisor, typical = _clipping(norms, self.typical_norm)
         self.typical_norm = torch.where(mask, typical, self.typical_norm)
@@ -239,10 +276,15 @@ class GroupedAdam(FlatAdam):
         for r, row in enumerate(chosen):
             for g, steps in enumerate(row):
                 if steps:
-                    pieces[g][r].div_(divisor[r, g])
+                    for slot in self.slots[self.members[g]]:
+                        slot[r].div_(divisor[r, g])
                     cells[rates[r]].append((r, g))
         for rate, together in cells.items():
-            buffers = self.values, self.gradients, self.first, self.second
-            lists = [[b[r, self.columns[g]] for r, g in together] for b in buffers]
-            counts = [self.count[cell].clone() for cell in together]
+            lists = [
+                [view[r] for r, g in together for view in views[self.members[g]]]
+                for views in self.views
+            ]
+            counts = [
+                self.count[r, g].clone() for r, g in together for _ in self.parts[g]
+            ]
             torch._fused_adam_(*lists, [], counts, lr=rate, **OPTIONS)

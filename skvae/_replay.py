@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skvae._products import DIRECT, PRODUCTS
+from skvae._products import DIRECT
 
 # Steps of a kind before it is recorded, and steps of a run below which none is.
 WARM_STEPS = 4
@@ -193,7 +193,8 @@ def made_in_place(operations, terms, sharing, changed: set[int]):
             aim = there.untyped_storage().data_ptr()
             start, maker = made.get(place, (0, None))
             free = last[place] == n and not any(aim in t for t in touched[start:n])
-            able = free and place not in changed and can_write(maker, there)
+            able = maker is not None and variant_with_out(maker) is not None
+            able &= free and place not in changed
             if not (able and moved(sharing[place], there)):
                 left.append((there, here))
         if left:
@@ -203,23 +204,13 @@ def made_in_place(operations, terms, sharing, changed: set[int]):
     return kept
 
 
-def can_write(function, there: Tensor) -> bool:
-    """Whether an operation puts its result there, with no detour where it has gaps."""
-    if function is None or variant_with_out(function) is None:
-        return False
-    return function is PRODUCTS or there.is_contiguous()
-
-
 def moved(views: list[Tensor], there: Tensor) -> bool:
     """Whether a result's tensors could be given the memory of `there`, and were."""
-    if not all(t.is_contiguous() and t.numel() == there.numel() for t in views):
-        return False
-    alike = all(t.shape == there.shape for t in views)
-    if not (alike or there.is_contiguous()):
-        return False
+    for t in (*views, there):
+        if not (t.is_contiguous() and t.numel() == there.numel()):
+            return False
     for t in views:
-        strides = there.stride() if alike else t.stride()
-        t.set_(there.untyped_storage(), there.storage_offset(), t.size(), strides)
+        t.set_(there.untyped_storage(), there.storage_offset(), t.size(), t.stride())
     return True
 
 
@@ -383,13 +374,13 @@ class ReplayedStep:
         objective, progress = self.state.objective, self.state.progress
         weight = objective.weight(progress)
         if isinstance(weight, Tensor) or objective.is_final(progress):
-            key = self.key(batch, rates)
+            key = self.key(batch)
             kind = self.kinds.get(key)
             if kind is None or not equal(kind.weight, weight):
                 kind = self.kinds[key] = Kind(weight)
             return kind.step(self, batch)
         # While the weight moves, the operations read it from memory.
-        key = "moving", *self.key(batch, rates)
+        key = "moving", *self.key(batch)
         if key not in self.kinds:
             self.kinds[key] = Kind(torch.zeros((), device=batch.x.device))
         kind = self.kinds[key]
@@ -397,11 +388,10 @@ class ReplayedStep:
         with weighed(objective, kind.weight):
             return kind.step(self, batch)
 
-    @staticmethod
-    def key(batch, rates):
+    def key(self, batch):
         """What steps must share to be the same operations, but for the KL weight."""
         shapes = tuple(None if t is None else t.shape for t in batch[:4])
-        return shapes, len(set(rates)) == 1
+        return shapes, self.state.optimizer.runs
 
 
 class Kind:

@@ -256,10 +256,14 @@ class Training:
         else:
             for replica, fine in enumerate(finite):
                 if fine:
-                    self.good[replica] = self.optimizer.values[replica]
+                    self.keep(self.good, replica)
         if validation is not None:
             row.validation_bound = self.watch(number, validation)
         return row
+
+    def keep(self, buffer: Tensor, replica: int) -> None:
+        """Take down the parameters of one replica."""
+        self.optimizer.layout.put(buffer, replica, self.optimizer.values)
 
     def out_of_patience(self, replicas: slice = slice(None)) -> bool:
         """Whether the held-out bound of these replicas has stood still for long."""
@@ -268,15 +272,16 @@ class Training:
             waited >= patience for waited in self.waited[replicas]
         )
 
-    def final_values(self, replicas: slice = slice(None)) -> Tensor:
-        """The best parameters by the held-out bound, or else the last, ``(r, P)``."""
+    def final_values(self, replicas: slice = slice(None)) -> list[Tensor]:
+        """The best parameters by the held-out bound, or else the last."""
         watched = max(self.best_bound[replicas]) > -math.inf
-        return (self.best if watched else self.optimizer.values)[replicas]
+        values = self.best if watched else self.optimizer.values
+        return self.optimizer.layout.views(values, replicas)
 
     def run_epoch(self, number: int) -> tuple[Epoch, list[bool]]:
         """One pass over the data; also tells which replicas stayed finite."""
         started = time.perf_counter()
-        settings, state = self.settings, self.state
+        settings, state, optimizer = self.settings, self.state, self.optimizer
         n_batches = math.ceil(self.data.n_rows / settings.batch_size)
         # One tensor from the start: small ones kept from step to step would lie
         # scattered between the batches and let memory grow with the data.
@@ -296,11 +301,10 @@ class Training:
                 totals[k] = total if share is None else share.of(total)
         self.ranks.sum(totals)
         means = (totals.sum(0) / self.data.total_weight()).tolist()
-        finite = (
-            torch.isfinite(totals).all(0).all(0)
-            # A number that is not finite stays so in the sum.
-            & torch.isfinite(self.optimizer.values.sum(1))
-        ).tolist()
+        # A number that is not finite stays so in a sum.
+        sums = [rows.sum(1) for rows in optimizer.layout.rows(optimizer.values)]
+        finite = torch.isfinite(totals).all(0).all(0) & torch.isfinite(sum(sums))
+        finite = finite.tolist()
         if not all(finite):
             self.roll_back(number, finite, totals)
         norms = (self.optimizer.norm_sum / n_batches).tolist()
@@ -362,7 +366,7 @@ class Training:
                 if self.best is self.good:
                     self.best = self.good.clone()
                 self.best_bound[replica] = value
-                self.best[replica] = self.optimizer.values[replica]
+                self.keep(self.best, replica)
         return values
 
 
@@ -401,6 +405,7 @@ def train(
         stop = run.ranks.any(end_epoch(row), data.device)
         if stop or run.history.stopped_by_patience:
             break
-    run.optimizer.values.copy_(run.final_values())
+    if run.best is not run.good:
+        run.optimizer.values.copy_(run.best)
     run.history.optimizer_state = {**run.optimizer.state(), **run.memory()}
     return run.history

@@ -19,7 +19,6 @@ from skvae import (
     iVAE,
 )
 from skvae._optimizer import FlatAdam
-from skvae._products import multiplies_exactly
 from skvae._replay import NotReplayableError, Tape, variant_with_out
 from skvae._training import Training
 from skvae.inference import Amortized, Lagging, SemiAmortized
@@ -166,7 +165,7 @@ def test_a_replica_that_fails_is_rolled_back(replays, monkeypatch):
 
     def spoiled(run, number):
         if number == 7:
-            run.optimizer.values[1, 0] = torch.nan
+            run.optimizer.parameters[0].data[1, 0, 0] = torch.nan
         return run_epoch(run, number)
 
     monkeypatch.setattr(Training, "run_epoch", spoiled)
@@ -297,24 +296,6 @@ def test_results_are_computed_where_they_are_only_copied_to():
         torch.testing.assert_close(tape.terms[1], x.prod(0) + 1.0)
 
 
-@pytest.mark.skipif(not multiplies_exactly(), reason="needs oneDNN's batches")
-def test_batches_are_computed_into_places_with_gaps():
-    x, weight = torch.randn(2, 4, 3), torch.randn(2, 4, 5)
-    there = torch.zeros(2, 40)[:, 8:23].view(2, 3, 5)
-
-    def step():
-        product = torch.ops.skvae.products(x.mT, weight, None)
-        torch._foreach_copy_([there], [product])
-        return ()
-
-    tape = Tape(step)
-    assert len(tape.calls) == 1
-    x.copy_(torch.randn(2, 4, 3))
-    tape.replay()
-    torch.testing.assert_close(there, x.mT @ weight)
-    assert there._base.count_nonzero() == there.numel()
-
-
 def test_results_take_the_memory_of_those_that_nobody_reads_any_more():
     """But not of what is read in another order, in other places or later."""
     x, there = torch.randn(4, 4), torch.zeros(4, 4)
@@ -374,8 +355,7 @@ def test_parameters_begin_with_a_cache_line():
     optimizer = FlatAdam(network, 2)
     for p, slot, old in zip(network.parameters(), optimizer.slots, before, strict=True):
         assert torch.equal(p, old)
-        for tensor in (p, slot):
-            assert all((4 * tensor[r].storage_offset()) % 64 == 0 for r in range(2))
+        assert p.storage_offset() % 16 == slot.storage_offset() % 16 == 0
 
 
 def test_a_tape_draws_anew():

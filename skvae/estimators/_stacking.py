@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from skvae._batches import Data
-from skvae._optimizer import laid_out
 from skvae._training import Epoch, History, Settings, Training, train
 from skvae._unmixing import unmixable
 
@@ -266,12 +265,10 @@ class Member:
         self.history = History(request.n_replicas)
         self.outcome: History | Exception | None = None
 
-    def show(self, values: Tensor) -> None:
-        """Give the fit's own model the parameters ``(r, P)``."""
-        parameters = list(self.request.model.parameters())
-        columns, _ = laid_out(parameters, self.request.n_replicas)
-        for parameter, own in zip(parameters, columns, strict=True):
-            parameter.data = values[:, own].view(parameter.shape)
+    def show(self, values: list[Tensor]) -> None:
+        """Give the fit's own model these parameters."""
+        for parameter, own in zip(self.request.model.parameters(), values, strict=True):
+            parameter.data = own
 
     def begin(self) -> Callable | None:
         """Begin an epoch; the function that ends it, or None if a callback failed."""
@@ -289,9 +286,9 @@ class Member:
         own.seconds *= self.share
         return own
 
-    def end(self, run: Training, values: Tensor) -> None:
+    def end(self, run: Training, values: list[Tensor]) -> None:
         """Leave the batch with these parameters."""
-        self.show(values.clone())
+        self.show([value.clone() for value in values])
         self.history.rollbacks = [list(r) for r in run.history.rollbacks[self.replicas]]
         self.history.stopped_by_patience = run.out_of_patience(self.replicas)
         self.outcome = self.history
@@ -335,7 +332,8 @@ def train_together(requests: list[Request]) -> list[History | Exception]:
     for request, size in zip(requests, sizes, strict=True):
         replicas = slice(start, start + size)
         members.append(Member(request, replicas, size / sum(sizes)))
-        members[-1].show(run.optimizer.values[replicas])
+        optimizer = run.optimizer
+        members[-1].show(optimizer.layout.views(optimizer.values, replicas))
         run.state.base_rates[replicas] = [request.settings.learning_rate] * size
         start += size
     if validation is not None:
