@@ -19,8 +19,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Multiplications below which a call to oneDNN costs more than it saves.
-LEAST_WORK = 1 << 21
+# Multiplications below which a call to oneDNN costs more than it saves, for a pair of
+# matrices and for a batch of them.
+LEAST_WORK, LEAST_TOGETHER = 1 << 21, 1 << 20
 # Columns that a narrower product of a batch costs MKL all the same.
 NARROW = 32
 
@@ -117,7 +118,7 @@ def _pays_together(x: Tensor, weight: Tensor, n_in: int, n_out: int) -> bool:
     """Whether oneDNN should multiply these batches, of so many columns each."""
     work = len(weight) * x.shape[1] * n_in * max(n_out, NARROW)
     # Threads shorten the products and not the call.
-    return work >= LEAST_WORK * torch.get_num_threads() and _plain(x, weight)
+    return work >= LEAST_TOGETHER * torch.get_num_threads() and _plain(x, weight)
 
 
 def _dense(weight: Tensor) -> Tensor:

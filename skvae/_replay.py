@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skvae._products import DIRECT
+from skvae import _optimizer, _products
 
 # Steps of a kind before it is recorded, and steps of a run below which none is.
 WARM_STEPS = 4
@@ -28,6 +28,9 @@ LEAST_STEPS = 100
 # Bytes that the intermediate results may take together: beyond, the arithmetic and
 # the caches decide, and a list of operations saves nothing.
 LARGEST = 1 << 26
+# Operations of this package, called past torch's search for them.
+DIRECT = {**_optimizer.DIRECT, **_products.DIRECT}
+NESTED = list, tuple, dict
 # Numbers that are rather copied to where they are read than their readers told.
 LEAST_MOVED = 1 << 14
 
@@ -64,11 +67,16 @@ def tensors(values) -> list[Tensor]:
     """The tensors in nested lists, tuples and dictionaries."""
     if isinstance(values, Tensor):
         return [values]
-    if isinstance(values, dict):
-        values = values.values()
-    elif not isinstance(values, list | tuple):
+    if not isinstance(values, NESTED):
         return []
-    return [tensor for value in values for tensor in tensors(value)]
+    found = []
+    values = values.values() if isinstance(values, dict) else values
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, NESTED):
+            found += tensors(value)
+    return found
 
 
 def decides_by_values(function, args) -> bool:
@@ -138,7 +146,7 @@ def replayable_call(function, args, kwargs, result, sharing):
     `sharing` are all tensors of the tape by the address of their memory.
     """
     if function._schema.is_mutable:
-        return function._op, args, kwargs
+        return DIRECT.get(function, function._op), args, kwargs
     results = tensors(result)
     if not results or decides_by_values(function, args):
         raise NotReplayableError(f"{function} decides by the values of its arguments.")
