@@ -40,6 +40,7 @@ def always(request, monkeypatch):
     monkeypatch.setattr(_products, "KERNEL", counted)
     monkeypatch.setattr(_products, "PRODUCTS", operation)
     monkeypatch.setattr(_products, "LEAST_WORK", 0)
+    monkeypatch.setattr(_products, "LEAST_TOGETHER", 0)
     return calls
 
 
@@ -150,7 +151,7 @@ def test_what_torch_may_round_is_as_it_was_afterwards(together, monkeypatch):
 @ONEDNN
 def test_a_narrow_layer_may_pay_backwards_alone(together, monkeypatch):
     x, weight = draw(0, 3, 8, 2), draw(1, 3, 2, 16).requires_grad_()
-    monkeypatch.setattr(_products, "LEAST_WORK", 3 * 8 * 16 * _products.NARROW)
+    monkeypatch.setattr(_products, "LEAST_TOGETHER", 3 * 8 * 16 * _products.NARROW)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     y = products(x.requires_grad_(), weight)
     assert not together
@@ -176,7 +177,7 @@ def test_processors_with_tiles_are_left_to_torch(monkeypatch):
 def test_more_threads_ask_for_more_work(monkeypatch):
     monkeypatch.setattr(_products, "multiplies_exactly", lambda: True)
     x, weight = torch.empty(8, 128, 64), torch.empty(8, 64, 64)
-    for n_threads, expected in ((1, True), (2, True), (4, False)):
+    for n_threads, expected in ((1, True), (4, True), (8, False)):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
         assert _products._pays_together(x, weight, 64, 64) == expected
 
