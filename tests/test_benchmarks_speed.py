@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "speed"
 # Contestants that reach something, and the columns that say what.
 QUALITY = {
     "train": ("bound", {"skvae.VAE", "DataLoader, default Adam"}),
+    "products": ("error", {"torch.bmm", "skvae"}),
     "lidvae": ("bound", {"skvae.VAE", "skvae.LIDVAE, anchored (default)"}),
     "ivae": ("log_likelihood", {"skvae.iFlow", "script, four weights as published"}),
     "replicas": ("log_likelihood", {"n_init=1", "n_init=8", "eight fits"}),
@@ -24,6 +25,7 @@ QUALITY = {
         "log_likelihood",
         {"BatchedGridSearchCV(n_jobs=1)", "GridSearchCV(n_jobs=1)"},
     ),
+    "batches": ("log_likelihood", {"the rule", "at most 30"}),
     "growth": ("bound_per_feature", {"1", "2", "1024", "2048"}),
     "step": ("bound", {"all of the epochs"}),
     "transform": ("difference", {"skvae.VAE.transform"}),

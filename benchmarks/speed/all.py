@@ -16,10 +16,12 @@ from _measure import FOLDER, RESULTS, read, target_table
 
 NAMES = (
     "train",
+    "products",
     "lidvae",
     "ivae",
     "replicas",
     "grid_search",
+    "batches",
     "transform",
     "growth",
     "step",

@@ -28,7 +28,7 @@ STEPS, EPOCHS = 100, 3
 CUT, NOISE, BOOKKEEPING = "cutting batches", "noise", "bookkeeping of the epoch"
 BETWEEN, OUTSIDE = "between epochs: snapshots, callbacks", "set-up and summaries"
 REPLAY = "replaying: inputs, the list, its recording"
-STEP = "posterior, loss"
+STEP, BACKWARD = "posterior, loss", "backward"
 # Label, and the path to the function from the loop's object.
 WITHIN = (
     ("encoder, forward", "model.encoder.forward"),
@@ -37,7 +37,7 @@ WITHIN = (
     ("decoder, forward", "model.decoder.forward"),
     ("likelihood", "model.likelihood.log_prob"),
     ("KL", "model.prior.kl"),
-    ("backward", "optimizer.differentiate"),
+    (BACKWARD, "optimizer.differentiate"),
     ("Adam", "optimizer.step"),
     (REPLAY, "step"),
     (BOOKKEEPING, "run_epoch"),
@@ -99,11 +99,12 @@ class Labelled(list):
     def __init__(self, clock):
         super().__init__()
         self.clock = clock
-        clock.labels = []
+        clock.labels = {}
 
     def append(self, operation):
         super().append(operation)
-        self.clock.labels.append(self.clock.stack[-1])
+        _, arguments, *_ = operation
+        self.clock.labels[id(arguments)] = self.clock.stack[-1]
 
 
 @contextmanager
@@ -128,9 +129,10 @@ def attached(clock):
             record(recorder)
             recorder.operations = Labelled(clock)
 
-        def labelled_call(*operation):
-            label = clock.labels.pop(0)
-            call = replayable_call(*operation)
+        def labelled_call(function, arguments, *rest):
+            # Copies of gradients may have been cut short, and are new.
+            label = clock.labels.get(id(arguments), BACKWARD)
+            call = replayable_call(function, arguments, *rest)
             if call is None:
                 return None
             clock.operations[label] += 1
