@@ -48,8 +48,8 @@ def _clipping(norms: Tensor, typical: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shorten(gradients: list[Tensor], divisor: Tensor) -> None:
-    """Divide each replica's gradient, in most steps none."""
-    if divisor.max() > 1.0:
+    """Divide each replica's gradient, in most steps none; a GPU is not asked."""
+    if not divisor.is_cpu or divisor.max() > 1.0:
         for piece in gradients:
             piece.div_(divisor.unsqueeze(1))
 
@@ -57,7 +57,7 @@ def _shorten(gradients: list[Tensor], divisor: Tensor) -> None:
 # An operation of torch's, so that recorded steps decide anew each time.
 _LIBRARY = torch.library.Library("skvae", "FRAGMENT")
 _LIBRARY.define("shorten_(Tensor(a!)[] gradients, Tensor divisor) -> ()")
-_LIBRARY.impl("shorten_", _shorten, "CPU")
+_LIBRARY.impl("shorten_", _shorten, "CompositeExplicitAutograd")
 # What recorded steps call, past torch's search for it.
 DIRECT = {torch.ops.skvae.shorten_.default: _shorten}
 
@@ -129,6 +129,7 @@ class FlatAdam:
         self.pieces = self.layout.rows(self.gradients)
         self.first = torch.zeros_like(self.values)
         self.second = torch.zeros_like(self.values)
+        self.buffers = self.values, self.gradients, self.first, self.second
         self.count = torch.zeros((), device=like.device)
         self.typical_norm = like.new_zeros(n_replicas)
         self.norm_sum = like.new_zeros(n_replicas)
@@ -161,11 +162,10 @@ class FlatAdam:
         # The kernel for the CPU computes with doubles, that for CUDA with floats.
         on_cpu = self.values.device.type == "cpu"
         dtype = torch.float64 if on_cpu else torch.float32
-        buffers = self.values, self.gradients, self.first, self.second
         for start, end in pairwise((0, *self.runs)):
-            own = [[buffer] for buffer in buffers]
+            own = [[buffer] for buffer in self.buffers]
             if len(self.runs) > 1:
-                own = [self.layout.views(b, slice(start, end)) for b in buffers]
+                own = [self.layout.views(b, slice(start, end)) for b in self.buffers]
             yield self.values.new_empty((), dtype=dtype), own
 
     def differentiate(self, loss: Tensor, parameters=None) -> None:
@@ -194,11 +194,8 @@ class FlatAdam:
         scale = None
         if len(rates) == 1:
             scale = divisor.squeeze(0)
-        elif self.gradients.device.type == "cpu":
-            torch.ops.skvae.shorten_(self.pieces, divisor)
         else:
-            for piece in self.pieces:
-                piece.div_(divisor.unsqueeze(1))
+            torch.ops.skvae.shorten_(self.pieces, divisor)
         self.count += 1
         for rate, tensors in self.groups[self.runs]:
             counts = [self.count] * len(tensors[0])
@@ -254,8 +251,7 @@ class GroupedAdam(FlatAdam):
         shape = n_replicas, len(self.parts)
         self.count = torch.zeros(shape, device=self.values.device)
         self.typical_norm = self.values.new_zeros(shape)
-        buffers = self.values, self.gradients, self.first, self.second
-        self.views = [self.layout.views(buffer) for buffer in buffers]
+        self.views = [self.layout.views(buffer) for buffer in self.buffers]
 
     def step(self, rates: Sequence[float], chosen=None, record: bool = True) -> None:
         """Update the groups that `chosen`, ``(R, G)`` booleans, names; None is all.
