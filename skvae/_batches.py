@@ -6,6 +6,7 @@ cut.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -137,14 +138,34 @@ def noise_shape(n_rows: int, n_latents: int, n_draws: int) -> tuple[int, ...]:
     return (n_rows, n_latents) if n_draws == 1 else (n_rows, n_draws, n_latents)
 
 
-def cut(data: Data, rows: Tensor, noise: Tensor, processes: Ranks = ALONE) -> Batch:
-    """The batch of rows at these :meth:`Data.numbers`, in the dtype of the weights."""
+def cut(
+    data: Data,
+    rows: Tensor,
+    noise: Tensor,
+    processes: Ranks = ALONE,
+    memory: Batch | None = None,
+) -> Batch:
+    """The batch of rows at these :meth:`Data.numbers`, in the dtype of the weights.
+
+    In `memory`, an earlier batch of as many rows that nobody reads any more, if given.
+    """
     share = None
     if processes.size > 1:
         weight = data.weight.index_select(0, rows.reshape(-1)).view(rows.shape)
         share = processes.share(weight)
         rows, noise = rows[:, share.rows], noise[:, share.rows]
     flat = rows.reshape(-1)
+    if memory is not None:
+        for tensor, place in zip(data[:3], memory[:3], strict=True):
+            if tensor is None:
+                continue
+            if tensor.dtype == place.dtype:
+                place = place.view(-1, *tensor.shape[1:])
+                torch.index_select(tensor, 0, flat, out=place)
+            else:
+                place.copy_(tensor.index_select(0, flat).view(place.shape))
+        memory.noise.copy_(noise)
+        return memory
 
     def take(tensor):
         if tensor is None:
@@ -178,8 +199,12 @@ def batches(
     n_draws: int = 1,
     lengths: Tensor | None = None,
     processes: Ranks = ALONE,
+    memory: Callable[[int], Batch | None] = lambda n_rows: None,
 ):
-    """Shuffled batches of one epoch; each replica in its own order."""
+    """Shuffled batches of one epoch; each replica in its own order.
+
+    `memory` answers where a batch of so many rows may be written, if anywhere.
+    """
     n = data.n_rows
     dtype = data.weight.dtype
     counts = data.own_rows(len(draws.shuffle))
@@ -200,7 +225,8 @@ def batches(
         rows = source.numbers(rows)
         for offset in range(0, size, batch_size):
             part = slice(offset, min(offset + batch_size, size))
-            yield cut(source, rows[:, part], noise[:, part], processes)
+            place = memory(part.stop - part.start)
+            yield cut(source, rows[:, part], noise[:, part], processes, place)
 
 
 def chunks(data: Data, rows: int = EVALUATION_ROWS):

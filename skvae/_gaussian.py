@@ -12,14 +12,15 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, exp, log, tanh
+from torch import Tensor, exp, log
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
 def bounded_log_scale(t: Tensor) -> Tensor:
     """Smoothly keep a log standard deviation within (-8, 8)."""
-    return 8.0 * tanh(t / 8.0)
+    # 8 tanh(t / 8), by the logistic function, which is faster.
+    return torch.rsub(torch.sigmoid(t / 4.0), -8.0, alpha=-16.0)
 
 
 def unbounded_log_scale(t: Tensor) -> Tensor:

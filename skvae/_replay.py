@@ -370,25 +370,26 @@ class ReplayedStep:
             and state.model.replayable
             and state.data.device.type in ("cpu", "cuda")
         )
-        self.kinds = {}
+        self.batches, self.kinds = {}, {}
 
-    def __call__(self, batch):
+    def take(self, batch):
         """Take one step; the terms are valid until the next one."""
         rates = self.state.rates()
         self.state.optimizer.use(rates)
         # The parts of a batch that processes share differ in size from step to step.
         if not self.on or batch.share is not None:
             return self.inference.step(self.state, batch)
+        batch = self.placed(batch)
         objective, progress = self.state.objective, self.state.progress
         weight = objective.weight(progress)
+        key = batch.x.shape[1], self.state.optimizer.runs
         if isinstance(weight, Tensor) or objective.is_final(progress):
-            key = self.key(batch)
             kind = self.kinds.get(key)
             if kind is None or not equal(kind.weight, weight):
                 kind = self.kinds[key] = Kind(weight)
             return kind.step(self, batch)
         # While the weight moves, the operations read it from memory.
-        key = "moving", *self.key(batch)
+        key = "moving", *key
         if key not in self.kinds:
             self.kinds[key] = Kind(torch.zeros((), device=batch.x.device))
         kind = self.kinds[key]
@@ -396,10 +397,21 @@ class ReplayedStep:
         with weighed(objective, kind.weight):
             return kind.step(self, batch)
 
-    def key(self, batch):
-        """What steps must share to be the same operations, but for the KL weight."""
-        shapes = tuple(None if t is None else t.shape for t in batch[:4])
-        return shapes, self.state.optimizer.runs
+    def memory(self, n_rows: int):
+        """Where steps on so many rows read their batch, from the second one on."""
+        return self.batches.get(n_rows)
+
+    def placed(self, batch):
+        """The batch where all steps on so many rows read theirs."""
+        n_rows = batch.x.shape[1]
+        if n_rows not in self.batches:
+            # Noise is drawn for many batches at once.
+            self.batches[n_rows] = batch._replace(noise=batch.noise.clone())
+        memory = self.batches[n_rows]
+        for place, tensor in zip(memory[:4], batch[:4], strict=True):
+            if place is not tensor:
+                place.copy_(tensor)
+        return memory
 
 
 class Kind:
@@ -411,7 +423,7 @@ class Kind:
     def __init__(self, weight):
         self.weight = weight
         self.count = 0
-        self.inputs = self.tape = None
+        self.tape = None
         self.hopeless = self.checked = False
 
     def step(self, owner: ReplayedStep, batch):
@@ -419,24 +431,19 @@ class Kind:
         self.count += 1
         if self.hopeless or self.count <= WARM_STEPS:
             return owner.inference.step(owner.state, batch)
-        if self.inputs is None:
-            copies = (None if t is None else t.clone() for t in batch[:4])
-            self.inputs = type(batch)(*copies)
-            return self.record(owner)
-        for memory, tensor in zip(self.inputs[:4], batch[:4], strict=True):
-            if memory is not None:
-                memory.copy_(tensor)
+        if self.tape is None:
+            return self.record(owner, batch)
         if not self.checked:
-            return self.check(owner)
+            return self.check(owner, batch)
         self.tape.replay()
         return self.tape.terms
 
-    def record(self, owner: ReplayedStep):
+    def record(self, owner: ReplayedStep, batch):
         """Take a step and record it."""
         state = owner.state
 
         def step():
-            terms = owner.inference.step(state, self.inputs)
+            terms = owner.inference.step(state, batch)
             return type(terms)(*(term.detach() for term in terms))
 
         if state.data.device.type == "cuda":
@@ -449,7 +456,7 @@ class Kind:
             self.hopeless = True
         return terms[0]
 
-    def check(self, owner: ReplayedStep):
+    def check(self, owner: ReplayedStep, batch):
         """Take the step in both ways; should they differ, give up replaying."""
         state = owner.state
         changing = [*state.optimizer.tensors(), *state.memory.values()]
@@ -461,7 +468,7 @@ class Kind:
             tensor.copy_(old)
         for generator, old in zip(state.draws.noise, streams, strict=True):
             generator.set_state(old)
-        terms = owner.inference.step(state, self.inputs)
+        terms = owner.inference.step(state, batch)
         self.checked = True
         pairs = zip(replayed, (*changing, *terms), strict=True)
         if not all(alike(one, other) for one, other in pairs):

@@ -288,14 +288,15 @@ class Training:
         totals = self.data.weight.new_empty(n_batches, 3, self.model.n_replicas)
         self.optimizer.norm_sum.zero_()
         sizes = settings.batch_size, self.model.n_latents, self.objective.n_draws
-        parts = batches(self.data, self.draws, *sizes, self.lengths, self.ranks)
+        options = self.lengths, self.ranks, self.step.memory
+        parts = batches(self.data, self.draws, *sizes, *options)
         everyone = [True] * self.model.n_replicas
         for k, batch in enumerate(parts):
             if settings.progress is None:
                 state.progress = (number + k / n_batches) / settings.max_epochs
             share = state.share = self.optimizer.share = batch.share
             batch = state.resampled(batch, everyone)
-            terms = self.step(batch)
+            terms = self.step.take(batch)
             with torch.no_grad():
                 total = (torch.stack(terms) * batch.weight).sum(-1)
                 totals[k] = total if share is None else share.of(total)

@@ -17,7 +17,7 @@ from skvae.networks import (
     Skip,
 )
 from skvae.networks._convex import CONVEX, ConvexGradient, _Positive
-from skvae.networks._layers import ACTIVATIONS, Linear
+from skvae.networks._layers import ACTIVATIONS, Linear, tanh
 
 N_IN, N_OUT = 2, 5
 
@@ -154,6 +154,22 @@ def test_mlp_equals_its_formula(activation):
         h = formula(h @ layer.weight + layer.bias)
     expected = h @ module.output.weight + module.output.bias
     torch.testing.assert_close(module(z), expected)
+
+
+def test_the_fast_tanh_is_tanh_and_has_its_derivatives():
+    t = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([-1e30, 1e30])])
+    t.requires_grad_(True)
+    y = tanh(t)
+    np.testing.assert_allclose(y.detach(), np.tanh(t.detach().double()), atol=5e-7)
+    assert y[-2:].tolist() == [-1.0, 1.0]
+    (slope,) = torch.autograd.grad(y.sum(), t, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), t)
+    exact = np.tanh(t.detach().double().numpy())
+    np.testing.assert_allclose(slope.detach(), 1.0 - exact**2, atol=2e-6)
+    np.testing.assert_allclose(bend, -2.0 * exact * (1.0 - exact**2), atol=4e-6)
+    # In double precision it is torch's own.
+    wide = t.detach().double()
+    assert torch.equal(tanh(wide), torch.tanh(wide))
 
 
 def affine_layers(module):

@@ -258,6 +258,29 @@ def test_noise_made_in_blocks_follows_the_rows(monkeypatch):
     assert noise.flatten().unique().numel() == noise.numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_batches_written_over_earlier_ones_are_the_same(dtype, conditional):
+    x = torch.arange(50 * 2).view(50, 2).to(dtype)
+    u = torch.arange(50).float().unsqueeze(1) if conditional else None
+    data = Data(x, u, torch.arange(50) + 1.0)
+    plain = list(batches(data, streams(SEEDS, "cpu"), 16, D))
+    kept = {}
+    written = batches(data, streams(SEEDS, "cpu"), 16, D, memory=kept.get)
+    for batch, expected in zip(written, plain, strict=True):
+        n_rows = expected.x.shape[1]
+        earlier = kept.setdefault(
+            n_rows, batch._replace(noise=batch.noise.contiguous())
+        )
+        assert all(
+            one is None or one.data_ptr() == other.data_ptr()
+            for one, other in zip(batch[:3], earlier[:3], strict=True)
+        )
+        for one, other in zip(batch[:4], expected[:4], strict=True):
+            assert one is other is None or torch.equal(one, other)
+            assert one is None or one.dtype == torch.float32
+
+
 def test_chunks_are_consecutive_rows():
     x = torch.arange(10, dtype=torch.uint8).unsqueeze(1)
     data = Data(x, x, torch.ones(10))

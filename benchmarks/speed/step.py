@@ -39,7 +39,7 @@ WITHIN = (
     ("KL", "model.prior.kl"),
     (BACKWARD, "optimizer.differentiate"),
     ("Adam", "optimizer.step"),
-    (REPLAY, "step"),
+    (REPLAY, "step.take"),
     (BOOKKEEPING, "run_epoch"),
     (BETWEEN, "advance"),
 )

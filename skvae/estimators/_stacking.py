@@ -22,6 +22,8 @@ from skvae._training import Epoch, History, Settings, Training, train
 from skvae._unmixing import unmixable
 
 TRAINER: ContextVar[Callable] = ContextVar("TRAINER", default=train)
+# Options of objectives that only decide how they weigh the KL term.
+WEIGHING = "beta", "warm_up"
 
 
 class Request(NamedTuple):
@@ -130,7 +132,7 @@ def key(request: Request) -> Hashable:
     """
     objective, settings = request.objective, vars(request.settings)
     # Early stopping counts from when the objective has stopped changing.
-    free = {"beta"} if request.validation is not None else {"beta", "warm_up"}
+    free = WEIGHING[:1] if request.validation is not None else WEIGHING
     options = {name: v for name, v in vars(objective).items() if name not in free}
     try:
         parts = (
@@ -231,8 +233,12 @@ class StackedObjective:
 
     def __init__(self, objectives: list, sizes: list[int], device):
         self.device, self.latest = device, (None, None)
-        pairs = zip(objectives, sizes, strict=True)
-        self.owners = [objective for objective, size in pairs for _ in range(size)]
+        different, self.places = {}, []
+        for objective, size in zip(objectives, sizes, strict=True):
+            kind = tuple(vars(objective).get(name) for name in WEIGHING)
+            different.setdefault(kind, objective)
+            self.places += [list(different).index(kind)] * size
+        self.different = list(different.values())
         # The same object with other weights.
         one = copy.copy(objectives[0])
         one.weight, one.annealing = self.weight, self.annealing
@@ -240,17 +246,18 @@ class StackedObjective:
         self.coupling = one.coupling
 
     def weight(self, progress: float):
-        return self._each([owner.weight(progress) for owner in self.owners])
+        return self._each([one.weight(progress) for one in self.different])
 
     def annealing(self, progress: float):
-        return self._each([owner.annealing(progress) for owner in self.owners])
+        return self._each([one.annealing(progress) for one in self.different])
 
     def _each(self, values: list[float]):
         if len(set(values)) == 1:
             return values[0]
         # Mostly the last step's: a copy to the device in every step would stall it.
         if values != self.latest[0]:
-            self.latest = values, torch.tensor(values, device=self.device).unsqueeze(1)
+            all_values = torch.tensor([values[place] for place in self.places])
+            self.latest = values, all_values.to(self.device).unsqueeze(1)
         return self.latest[1]
 
 

@@ -16,9 +16,35 @@ from torch import Generator, Tensor, nn
 from skvae._products import product, products
 
 
+class _Tanh(torch.autograd.Function):
+    """``2 s(2 t) - 1`` for the logistic function s, with the derivative of tanh."""
+
+    @staticmethod
+    def forward(ctx, t):
+        y = torch.rsub(torch.sigmoid(t + t), -1.0, alpha=-2.0)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(gradient, y)
+
+
+def tanh(t: Tensor) -> Tensor:
+    """Hyperbolic tangent, up to some 1e-7 in single precision.
+
+    There torch's logistic function takes a fifth of the time of its tangent.
+    Differentiable any number of times.
+    """
+    if t.dtype == torch.float32 and t.device.type == "cpu":
+        return _Tanh.apply(t)
+    return torch.tanh(t)
+
+
 def xtanh(t: Tensor) -> Tensor:
     """``tanh(t) + 0.1 t``, the activation of the iVAE experiments."""
-    return torch.tanh(t) + 0.1 * t
+    return torch.add(tanh(t), t, alpha=0.1)
 
 
 def leaky_relu(t: Tensor) -> Tensor:
@@ -29,7 +55,7 @@ def leaky_relu(t: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "leaky_relu": leaky_relu,
-    "tanh": torch.tanh,
+    "tanh": tanh,
     "xtanh": xtanh,
     "silu": nn.functional.silu,
     "softplus": nn.functional.softplus,
@@ -40,7 +66,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     **ACTIVATIONS,
     "relu": torch.relu_,
-    "tanh": torch.tanh_,
 }
 
 # Outputs start near the constant that a model without latents would learn; from

@@ -35,7 +35,7 @@ from skvae.networks._images import (
     check_sizes,
     image_shape,
 )
-from skvae.networks._layers import OUTPUT_GAIN, Linear
+from skvae.networks._layers import OUTPUT_GAIN, Linear, tanh
 
 
 class PixelCNN(Specification):
@@ -149,7 +149,7 @@ class PixelCNN(Specification):
 def gate(pair: Tensor) -> Tensor:
     """``tanh(a) sigmoid(b)`` of the two halves of the channels."""
     a, b = pair.chunk(2, dim=-3)
-    return torch.tanh(a) * torch.sigmoid(b)
+    return tanh(a) * torch.sigmoid(b)
 
 
 class GatedLayer(nn.Module):
